@@ -1,0 +1,77 @@
+"""The instruction sets, their compiler flags, and the extensions. Metadata and tools' settings are in pyproject.toml.
+
+The micro-kernels in woolly/_kernels/c are compiled once per instruction set into a static library that exports one
+table of functions. The Cython extensions are compiled once, at the platform's baseline, and call through the table.
+"""
+
+import os
+import platform
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy
+from Cython.Build import cythonize
+from setuptools import Extension, setup
+from setuptools.command.build_clib import build_clib
+from setuptools.command.build_ext import build_ext
+
+X86_ISAS = {
+    "scalar": [],
+    "avx2": ["-mavx2", "-mfma", "-mf16c", "-mbmi2"],
+    "avx512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vnni", "-mfma", "-mf16c", "-mbmi2"],
+}
+OTHER_ISAS = {"scalar": []}
+
+KERNELS = Path("woolly/_kernels")
+is_x86 = platform.machine().lower() in ("x86_64", "amd64")
+isas = X86_ISAS if is_x86 else OTHER_ISAS
+
+# -ffp-contract=off: an fma happens where the source says so, on every instruction set alike.
+C_FLAGS = ["-std=gnu11", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fvisibility=hidden", "-fPIC"]
+C_FLAGS += ["-Wall", "-Wextra", "-Wno-psabi", "-Wno-unknown-pragmas"]
+headers = sorted(str(path) for path in KERNELS.glob("c/**/*.h"))
+
+libraries = [
+    (f"woolly_{isa}", {"sources": [str(KERNELS / f"c/isa_{isa}.c")], "cflags": C_FLAGS + flags, "obj_deps": {"": headers}})
+    for isa, flags in isas.items()
+]
+
+directives = {"language_level": 3, "cdivision": True, "embedsignature": True, "freethreading_compatible": True}
+
+extensions = [
+    Extension(
+        f"woolly._kernels.{path.stem}",
+        [str(path)],
+        include_dirs=[str(KERNELS / "c"), numpy.get_include()],
+        define_macros=[("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION")] + ([("WOOLLY_X86", "1")] if is_x86 else []),
+        extra_compile_args=["-O2", "-ffp-contract=off", "-fopenmp", "-Wno-unused-function", "-Wno-array-bounds"],
+        extra_link_args=["-fopenmp"],
+        libraries=["m"],
+        depends=headers,
+    )
+    for path in sorted(KERNELS.glob("*.pyx"))
+]
+
+
+class BuildLibraries(build_clib):
+    """build_clib, one thread an instruction set: compilers are processes of their own."""
+
+    def build_libraries(self, libraries):
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            list(pool.map(lambda library: build_clib.build_libraries(self, [library]), libraries))
+
+
+class BuildKernels(build_ext):
+    """build_ext that builds the per-ISA libraries first, also with --inplace and in editable installs."""
+
+    def run(self):
+        self.parallel = self.parallel or os.cpu_count()
+        self.run_command("build_clib")
+        super().run()
+
+
+setup(
+    libraries=libraries,
+    ext_modules=cythonize(extensions, compiler_directives=directives, nthreads=os.cpu_count()),
+    cmdclass={"build_clib": BuildLibraries, "build_ext": BuildKernels},
+)

@@ -1,0 +1,76 @@
+"""Woolly: LLM inference on CPUs at the hardware's limit, with the same bits every time.
+
+>>> import woolly
+>>> model = woolly.load("smollm2")
+>>> print(model.chat([{"role": "user", "content": "Hi"}]).text)
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+# Public name -> module that defines it. Imported at first use: `woolly --help` should not pay for the kernels.
+_HOME = {
+    "ChatTemplate": "chat",
+    "Completion": "session",
+    "ContextFullError": "errors",
+    "DownloadError": "errors",
+    "GGUFError": "errors",
+    "GGUFFile": "gguf_file",
+    "KVCache": "_kernels",
+    "MemoryPlan": "model",
+    "Model": "model",
+    "ModelConfig": "config",
+    "PackedMatrix": "_kernels",
+    "Piece": "session",
+    "SamplingParams": "sampling",
+    "Session": "session",
+    "TemplateError": "errors",
+    "Timing": "session",
+    "Tokenizer": "tokenizer",
+    "UnsupportedFormatError": "errors",
+    "UnsupportedISAError": "errors",
+    "UnsupportedModelError": "errors",
+    "WoollyError": "errors",
+    "load": "loading",
+    "load_gguf": "loading",
+    "show_config": "environment",
+    "use_isa": "_kernels",
+}
+
+__all__ = [*sorted(_HOME), "__version__"]
+
+if TYPE_CHECKING:
+    from woolly._kernels import KVCache, PackedMatrix, use_isa
+    from woolly.chat import ChatTemplate
+    from woolly.config import ModelConfig
+    from woolly.environment import show_config
+    from woolly.errors import (
+        ContextFullError,
+        DownloadError,
+        GGUFError,
+        TemplateError,
+        UnsupportedFormatError,
+        UnsupportedISAError,
+        UnsupportedModelError,
+        WoollyError,
+    )
+    from woolly.gguf_file import GGUFFile
+    from woolly.loading import load, load_gguf
+    from woolly.model import MemoryPlan, Model
+    from woolly.sampling import SamplingParams
+    from woolly.session import Completion, Piece, Session, Timing
+    from woolly.tokenizer import Tokenizer
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'woolly' has no attribute {name!r}")
+    value = getattr(import_module(f"woolly.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *_HOME})

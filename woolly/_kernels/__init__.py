@@ -1,0 +1,39 @@
+"""The kernels: packed matrices, attention, and the program that runs a model's operations on all threads."""
+
+from woolly._kernels.attention import KVCache, attention_f32
+from woolly._kernels.dispatch import (
+    active_isa,
+    available_isas,
+    compiled_isas,
+    kernel_formats,
+    set_isa,
+    use_isa,
+)
+from woolly._kernels.matmul import PackedMatrix, aligned_empty, dequantize, matmul
+from woolly._kernels.program import Program
+from woolly._kernels.rows import exp_f32, glu_f32, quantize_q16, rmsnorm_f32, rope_f32, softmax_f32
+from woolly._kernels.threads import check_threads, default_threads
+
+__all__ = [
+    "KVCache",
+    "PackedMatrix",
+    "Program",
+    "active_isa",
+    "aligned_empty",
+    "attention_f32",
+    "available_isas",
+    "check_threads",
+    "compiled_isas",
+    "default_threads",
+    "dequantize",
+    "exp_f32",
+    "glu_f32",
+    "kernel_formats",
+    "matmul",
+    "quantize_q16",
+    "rmsnorm_f32",
+    "rope_f32",
+    "set_isa",
+    "softmax_f32",
+    "use_isa",
+]

@@ -1,0 +1,114 @@
+/* Attention over a KV cache, in tiles of 128 keys at absolute positions.
+ *
+ * For each query and tile: scores s = q k, m = max s, p = exp(s - m), l = sum p, acc = p v, and the tiles are merged in
+ * ascending order. What a query gets depends on its position and the keys alone: not on the queries computed beside it,
+ * nor on how tiles were shared out among threads.
+ */
+#ifndef WOOLLY_ATTENTION_H
+#define WOOLLY_ATTENTION_H
+
+#include "elementwise.h"
+#include "matmul_float.h"
+
+static void store_kv(const woolly_kv_head *kv, int64_t head_dim, int64_t pos, const float *k, const float *v) {
+    int64_t k_at = pos / 16 * 16 * kv->head_dim + pos % 16, v_at = pos * kv->head_dim;
+    if (kv->kv_type == WOOLLY_KV_F16) {
+        uint16_t *keys = (uint16_t *)kv->k + k_at, *values = (uint16_t *)kv->v + v_at;
+        for (int64_t i = 0; i < head_dim; i++) keys[16 * i] = f16_of_f32(k[i]), values[i] = f16_of_f32(v[i]);
+    } else {
+        float *keys = (float *)kv->k + k_at, *values = (float *)kv->v + v_at;
+        for (int64_t i = 0; i < head_dim; i++) keys[16 * i] = k[i], values[i] = v[i];
+    }
+}
+
+/* out (n_cols, n_rows at row_cols apart) += rows of a cache tile by x: FLOAT_RV groups of 16 rows at a time */
+static void cache_rows(const woolly_kv_head *kv, const void *base, int64_t at, int64_t w_k, int64_t w_group,
+                       int64_t n_groups, const float *x, int64_t x_cols, int64_t n_k, int64_t n_cols, float *out,
+                       int64_t out_cols) {
+    for (int64_t g = 0; g < n_groups; g += FLOAT_RV) {
+        int whole = g + FLOAT_RV <= n_groups;
+        int64_t w_rv = whole ? w_group : 0, acc_rv = whole ? 16 : 0;
+        if (kv->kv_type == WOOLLY_KV_F16)
+            float_cols_f16(n_cols, (const uint16_t *)base + at + g * w_group, w_k, w_rv, x, x_cols, n_k, out + g * 16,
+                           out_cols, acc_rv);
+        else
+            float_cols_f32(n_cols, (const float *)base + at + g * w_group, w_k, w_rv, x, x_cols, n_k, out + g * 16,
+                           out_cols, acc_rv);
+    }
+}
+
+/* scores -> p = exp(s - max) with keys outside [lo, hi) at zero; returns the maximum, -inf if there is no key */
+static float tile_softmax(float *s, int64_t n_groups, int64_t lo, int64_t hi, float softcap, float *l) {
+    for (int64_t i = 0; i < n_groups * 16; i++)
+        if (i < lo || i >= hi) s[i] = -__builtin_inff();
+    if (softcap > 0) { /* cap tanh(s / cap), tanh(u) = 2 / (1 + exp(-2 u)) - 1 */
+        for (int64_t i = 0; i < n_groups * 16; i += 16) {
+            vf raw = vf_load(s + i);
+            vf cap = vf_sub(x_sigmoid(vf_set1(2 * softcap), vf_mul(raw, vf_set1(2 / softcap))), vf_set1(softcap));
+            vf_store(s + i, cap);
+        }
+        for (int64_t i = 0; i < n_groups * 16; i++)
+            if (i < lo || i >= hi) s[i] = -__builtin_inff();
+    }
+    vf most = vf_set1(-__builtin_inff());
+    for (int64_t i = 0; i < n_groups * 16; i += 16) most = vf_max(most, vf_load(s + i));
+    float m = vf_hmax(most);
+    vf total = vf_set1(0);
+    int none = m == -__builtin_inff();
+    for (int64_t i = 0; i < n_groups * 16; i += 16) {
+        vf p = none ? vf_set1(0) : vf_exp(vf_sub(vf_load(s + i), vf_set1(m)));
+        total = vf_add(total, p);
+        vf_store(s + i, p);
+    }
+    *l = vf_sum(total);
+    return m;
+}
+
+static void attention_merge(int64_t n_cols, int64_t head_dim, float *m, float *l, float *acc, const float *m2,
+                            const float *l2, const float *acc2) {
+    for (int64_t c = 0; c < n_cols; c++) {
+        if (m2[c] == -__builtin_inff()) continue;
+        float most = m[c] > m2[c] ? m[c] : m2[c];
+        float weights[16] = {m[c] - most, m2[c] - most};
+        vf_store(weights, vf_exp(vf_load(weights)));
+        l[c] = f32_fma(l[c], weights[0], l2[c] * weights[1]);
+        m[c] = most;
+        float *a = acc + c * head_dim;
+        const float *a2 = acc2 + c * head_dim;
+        for (int64_t i = 0; i < head_dim; i += 16)
+            vf_store(a + i, vf_fma(vf_load(a + i), vf_set1(weights[0]), vf_mul(vf_load(a2 + i), vf_set1(weights[1]))));
+    }
+}
+
+static void attention_tile(const woolly_kv_head *kv, const woolly_queries *queries, int64_t t0, int64_t t1, int64_t tile,
+                           float *m, float *l, float *acc, float *scratch) {
+    int64_t head_dim = kv->head_dim, n_rep = queries->n_rep, n_cols = (t1 - t0) * n_rep;
+    int64_t key0 = tile * WOOLLY_KV_TILE, n_keys = queries->pos + t1 - key0;
+    if (n_keys > WOOLLY_KV_TILE) n_keys = WOOLLY_KV_TILE;
+    int64_t first = queries->window ? queries->pos + t0 - queries->window + 1 - key0 : 0;
+    if (first >= n_keys || n_keys <= 0) return;
+    int64_t group0 = first > 0 ? first / 16 : 0, n_groups = (n_keys + 15) / 16 - group0;
+
+    float *q = scratch, *tile_acc = q + WOOLLY_ATTENTION_COLS * head_dim, *s = tile_acc + WOOLLY_ATTENTION_COLS * head_dim;
+    float *tile_m = s + WOOLLY_ATTENTION_COLS * WOOLLY_KV_TILE, *tile_l = tile_m + WOOLLY_ATTENTION_COLS;
+    for (int64_t c = 0; c < n_cols; c++) {
+        const float *from = queries->q + (t0 + c / n_rep) * queries->q_stride + c % n_rep * queries->q_head_stride;
+        memcpy(q + c * head_dim, from, sizeof(float) * (size_t)queries->head_dim);
+        for (int64_t i = queries->head_dim; i < head_dim; i++) q[c * head_dim + i] = 0;
+    }
+
+    memset(s, 0, sizeof(float) * (size_t)(n_cols * WOOLLY_KV_TILE));
+    cache_rows(kv, kv->k, (key0 + group0 * 16) * head_dim, 16, 16 * head_dim, n_groups, q, head_dim, head_dim, n_cols, s,
+               WOOLLY_KV_TILE);
+    for (int64_t c = 0; c < n_cols; c++) {
+        int64_t pos = queries->pos + t0 + c / n_rep - key0, lo = queries->window ? pos - queries->window + 1 : 0;
+        tile_m[c] = tile_softmax(s + c * WOOLLY_KV_TILE, n_groups, lo - group0 * 16, pos + 1 - group0 * 16,
+                                 queries->softcap, tile_l + c);
+    }
+    memset(tile_acc, 0, sizeof(float) * (size_t)(n_cols * head_dim));
+    cache_rows(kv, kv->v, (key0 + group0 * 16) * head_dim, head_dim, 16, head_dim / 16, s, WOOLLY_KV_TILE,
+               n_keys - group0 * 16, n_cols, tile_acc, head_dim);
+    attention_merge(n_cols, head_dim, m, l, acc, tile_m, tile_l, tile_acc);
+}
+
+#endif

@@ -1,0 +1,164 @@
+/* Row kernels: exp, softmax, RMSNorm, gated activations, RoPE, activation quantisation.
+ *
+ * Reductions run over 16 lanes and a fixed tree on every instruction set; exp is one polynomial, written here once.
+ */
+#ifndef WOOLLY_ELEMENTWISE_H
+#define WOOLLY_ELEMENTWISE_H
+
+#include "kernels.h"
+#include "simd/simd.h"
+
+/* exp(x) = 2^n p(r), n = round(x / ln 2), |r| <= ln 2 / 2: degree 6, within 2 ulp. Below -87.3 the result is 0 (it would
+ * be subnormal), above 88.3 it stays at 2.2e38; NaN stays NaN */
+static INLINE vf vf_exp(vf x) {
+    const float magic = 12582912.0f; /* 1.5 * 2^23: adding it leaves round(x) in the low bits */
+    vf y = vf_max(vf_set1(-88.0f), vf_min(vf_set1(88.3f), x));
+    vf t = vf_fma(y, vf_set1(1.44269504f), vf_set1(magic));
+    vf n = vf_sub(t, vf_set1(magic));
+    vf r = vf_fma(n, vf_set1(-0.693145752f), y); /* ln 2 in two parts: the product with the first is exact */
+    r = vf_fma(n, vf_set1(-1.42860677e-6f), r);
+    vf p = vf_set1(1.0f / 720);
+    p = vf_fma(p, r, vf_set1(1.0f / 120));
+    p = vf_fma(p, r, vf_set1(1.0f / 24));
+    p = vf_fma(p, r, vf_set1(1.0f / 6));
+    p = vf_fma(p, r, vf_set1(0.5f));
+    p = vf_fma(p, r, vf_set1(1.0f));
+    p = vf_fma(p, r, vf_set1(1.0f));
+    vf out = vf_of_bits(vi_add(vf_bits(p), vi_sll(vf_bits(t), 23)));
+    return vf_zero_below(out, x, -87.3f);
+}
+
+/* x / (1 + exp(-z)) */
+static INLINE vf x_sigmoid(vf x, vf z) { return vf_div(x, vf_add(vf_set1(1.0f), vf_exp(vf_neg(z)))); }
+
+static INLINE vf vf_act(int act, vf x) {
+    if (act == WOOLLY_ACT_SILU) return x_sigmoid(x, x);
+    /* gelu by tanh: 0.5 x (1 + tanh(u)) = x / (1 + exp(-2 u)), u = sqrt(2 / pi) (x + 0.044715 x^3) */
+    vf cubic = vf_fma(vf_mul(vf_mul(x, x), x), vf_set1(0.044715f), x);
+    return x_sigmoid(x, vf_mul(cubic, vf_set1(1.59576912f)));
+}
+
+/* statement over all of n in vectors of 16; the last one is shorter: LOAD and STORE know */
+#define EACH_VECTOR(n, STATEMENT)                                                                                      \
+    do {                                                                                                               \
+        int64_t i = 0;                                                                                                 \
+        for (; i + 16 <= (n); i += 16) STATEMENT(i, vf_load, vf_store, )                                               \
+        if (i < (n)) STATEMENT(i, vf_load_n, vf_store_n, , (n) - i)                                                    \
+    } while (0)
+
+static void exp_f32(const float *x, int64_t n, float *out) {
+#define STEP(i, LOAD, STORE, ...) STORE(out + i, vf_exp(LOAD(x + i __VA_ARGS__)) __VA_ARGS__);
+    EACH_VECTOR(n, STEP);
+#undef STEP
+}
+
+static void add_f32(const float *x, const float *y, int64_t n, float *out) {
+#define STEP(i, LOAD, STORE, ...) STORE(out + i, vf_add(LOAD(x + i __VA_ARGS__), LOAD(y + i __VA_ARGS__)) __VA_ARGS__);
+    EACH_VECTOR(n, STEP);
+#undef STEP
+}
+
+static void scale_f32(const float *x, float factor, int64_t n, float *out) {
+#define STEP(i, LOAD, STORE, ...) STORE(out + i, vf_mul(LOAD(x + i __VA_ARGS__), vf_set1(factor)) __VA_ARGS__);
+    EACH_VECTOR(n, STEP);
+#undef STEP
+}
+
+static void glu_f32(int act, const float *gate, const float *up, int64_t n, float *out) {
+#define SILU(i, LOAD, STORE, ...)                                                                                      \
+    STORE(out + i, vf_mul(vf_act(WOOLLY_ACT_SILU, LOAD(gate + i __VA_ARGS__)), LOAD(up + i __VA_ARGS__)) __VA_ARGS__);
+#define GELU(i, LOAD, STORE, ...)                                                                                      \
+    STORE(out + i, vf_mul(vf_act(WOOLLY_ACT_GELU_TANH, LOAD(gate + i __VA_ARGS__)), LOAD(up + i __VA_ARGS__)) __VA_ARGS__);
+    if (act == WOOLLY_ACT_SILU) EACH_VECTOR(n, SILU);
+    else EACH_VECTOR(n, GELU);
+#undef SILU
+#undef GELU
+}
+
+static void rmsnorm_f32(const float *x, const float *weight, int64_t n, float eps, float *out) {
+    vf squares = vf_set1(0);
+#define SQUARE(i, LOAD, STORE, ...) { vf v = LOAD(x + i __VA_ARGS__); squares = vf_fma(v, v, squares); }
+    EACH_VECTOR(n, SQUARE);
+#undef SQUARE
+    vf inverse = vf_set1(1.0f / __builtin_sqrtf(vf_sum(squares) / (float)n + eps));
+#define STEP(i, LOAD, STORE, ...)                                                                                      \
+    STORE(out + i, vf_mul(vf_mul(LOAD(x + i __VA_ARGS__), inverse), LOAD(weight + i __VA_ARGS__)) __VA_ARGS__);
+    EACH_VECTOR(n, STEP);
+#undef STEP
+}
+
+static void softmax_f32(const float *x, int64_t n, float *out) {
+    if (n <= 0) return;
+    float most = x[0];
+    for (int64_t i = 1; i < n; i++) most = most > x[i] ? most : x[i];
+    vf total = vf_set1(0);
+    int64_t i = 0;
+    for (; i + 16 <= n; i += 16) {
+        vf e = vf_exp(vf_sub(vf_load(x + i), vf_set1(most)));
+        total = vf_add(total, e);
+        vf_store(out + i, e);
+    }
+    if (i < n) {
+        vf_store_n(out + i, vf_exp(vf_sub(vf_load_n(x + i, n - i), vf_set1(most))), n - i);
+        total = vf_add(total, vf_load_n(out + i, n - i)); /* the lanes beyond n read as zero */
+    }
+    scale_f32(out, 1.0f / vf_sum(total), n, out);
+}
+
+/* q = 256 hi + lo = round(x * 32639 / max|x|), half to even; -128 is no digit, as AVX2 cannot negate it: such a q is one
+ * more. A NaN or infinite activation makes the scale NaN or infinite, so that it cannot go unnoticed */
+enum { Q16_MOST = 127 * 256 + 127 };
+
+/* 16 values -> their digits; returns q */
+static INLINE vi quantize_digits(vf x, vf inverse, int8_t *hi, int8_t *lo) {
+    const vf magic = vf_set1(12582912.0f); /* 1.5 * 2^23: adding it leaves round(x) in the low bits */
+    vi q = vi_add(vf_bits(vf_add(vf_mul(x, inverse), magic)), vi_set1(-0x4b400000));
+    vi high = vi_sra(vi_add(q, vi_set1(128)), 8);
+    vi low = vi_max(vi_sub(q, vi_sll(high, 8)), vi_set1(-127));
+    vi_store_i8(hi, high);
+    vi_store_i8(lo, low);
+    return vi_add(vi_sll(high, 8), low);
+}
+
+static void quantize_q16(const float *x, int64_t n_k, uint8_t *record) {
+    int64_t n_blocks = n_k / WOOLLY_QBLOCK;
+    int8_t *hi = (int8_t *)record, *lo = hi + n_k;
+    float *d = (float *)(lo + n_k), *sum = d + n_blocks;
+    int32_t *corr = (int32_t *)(sum + n_blocks), *corr16 = corr + n_blocks;
+    for (int64_t b = 0; b < n_blocks; b++, x += 32, hi += 32, lo += 32) {
+        vf first = vf_load(x), second = vf_load(x + 16);
+        /* as integers: a NaN's bits are above infinity's, which are above all finite ones */
+        vi magnitude = vi_max(vi_and(vf_bits(first), vi_set1(0x7fffffff)), vi_and(vf_bits(second), vi_set1(0x7fffffff)));
+        int32_t bits = vi_hmax(magnitude);
+        float most;
+        memcpy(&most, &bits, 4);
+        int is_zero = most <= 1e-33f, is_finite = bits < 0x7f800000; /* below, 32639 / most would overflow */
+        d[b] = is_zero ? 0.0f : most / (float)Q16_MOST;
+        vf inverse = vf_set1(is_finite && !is_zero ? (float)Q16_MOST / most : 0.0f);
+        int32_t sum1 = vi_hsum(quantize_digits(first, inverse, hi, lo));
+        int32_t sum2 = vi_hsum(quantize_digits(second, inverse, hi + 16, lo + 16));
+        sum[b] = (float)(sum1 + sum2);
+        corr[b] = -128 * (sum1 + sum2);
+        corr16[2 * b] = -128 * sum1;
+        corr16[2 * b + 1] = -128 * sum2;
+    }
+}
+
+static void dequantize_q16(const uint8_t *record, int64_t n_k, float *out) {
+    const int8_t *hi = (const int8_t *)record, *lo = hi + n_k;
+    const float *d = (const float *)(lo + n_k);
+    for (int64_t k = 0; k < n_k; k++) out[k] = d[k / WOOLLY_QBLOCK] * (float)(256 * hi[k] + lo[k]);
+}
+
+/* (a, b) -> (a cos - b sin, b cos + a sin); pairs are (i, i + n_rot / 2) or (2 i, 2 i + 1) */
+static void rope_f32(int pairing, float *x, int64_t n_rot, const float *cos, const float *sin) {
+    int64_t half = n_rot / 2;
+    int64_t step = pairing == WOOLLY_ROPE_NEOX ? 1 : 2, apart = pairing == WOOLLY_ROPE_NEOX ? half : 1;
+    for (int64_t i = 0; i < half; i++) {
+        float a = x[step * i], b = x[step * i + apart];
+        x[step * i] = a * cos[i] - b * sin[i];
+        x[step * i + apart] = b * cos[i] + a * sin[i];
+    }
+}
+
+#endif

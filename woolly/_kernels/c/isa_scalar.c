@@ -1,0 +1,2 @@
+#define WOOLLY_TABLE woolly_kernels_scalar
+#include "table.h"

@@ -1,0 +1,126 @@
+/* The table of micro-kernels: what every instruction set provides and the extensions call.
+ *
+ * Each function does one tile or row range on one thread; who calls it with which range is decided in the .pyx files.
+ * Shapes are in elements, row-major; `stride` is the distance between rows, in elements unless named _bytes.
+ */
+#ifndef WOOLLY_KERNELS_H
+#define WOOLLY_KERNELS_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#define WOOLLY_GROUP 16     /* rows that are interleaved in packed weights; lanes of every reduction */
+#define WOOLLY_QBLOCK 32    /* activations that share a scale */
+#define WOOLLY_KV_TILE 128  /* keys in one attention tile: fixed absolute positions, part of the numerical contract */
+#define WOOLLY_MAX_FORMATS 40
+
+/* Quantised activations: one record a column, `stride_bytes` apart, laid out for n_k = 32 n_blocks values as
+ *   int8  hi[n_k], lo[n_k]      x ~ d * (256 hi + lo): 16 bits in two digits, each of them an int8 dot product's business
+ *   float d[n_blocks]           scale
+ *   float sum[n_blocks]         sum of 256 hi + lo over the block (exact: it has 21 bits)
+ *   int32 corr[n_blocks]        -128 * sum, what a dot product with weights biased by 128 starts from
+ *   int32 corr16[2 * n_blocks]  the same over halves of a block, for formats with a scale every 16 weights
+ */
+static inline int64_t woolly_q16_stride(int64_t n_k) {
+    int64_t bytes = 2 * n_k + n_k / WOOLLY_QBLOCK * 20;
+    bytes = (bytes + 63) & ~(int64_t)63;
+    return bytes % 4096 ? bytes : bytes + 64; /* columns 4096 bytes apart would share one L1 set */
+}
+
+typedef struct {
+    const uint8_t *w;   /* packed weights, (n_groups, group_bytes) */
+    int64_t n_rows;     /* rows of the matrix; the last group may be partly padding */
+    int64_t n_k;        /* columns of the matrix */
+    const float *x;     /* float formats: activations (n_cols, x_stride) */
+    int64_t x_stride;
+    const uint8_t *xq;  /* quantised formats: records of quantised activations */
+    int64_t xq_stride;  /* in bytes */
+    float *out;         /* (n_cols, out_stride) */
+    int64_t out_stride;
+    int64_t n_cols;
+    int accumulate;     /* out += w x instead of out = w x */
+} woolly_matmul_args;
+
+typedef void (*woolly_matmul_fn)(const woolly_matmul_args *args, int64_t group_begin, int64_t group_end);
+
+typedef struct {
+    const char *name;
+    int ggml_type;
+    int block_size;   /* weights in a block */
+    int block_bytes;
+    int quantised;    /* 1: the matmul takes quantised activations */
+    /* 16 rows of n_blocks blocks -> one packed group, and back; rows beyond n_rows are packed as zero bits */
+    void (*pack)(const uint8_t *rows, int64_t row_bytes, int64_t n_rows, int64_t n_blocks, uint8_t *group);
+    void (*unpack)(const uint8_t *group, int64_t row, int64_t n_blocks, uint8_t *blocks);
+    void (*dequantize)(const uint8_t *blocks, int64_t n_blocks, float *out);
+    woolly_matmul_fn matmul;
+} woolly_format;
+
+enum { WOOLLY_KV_F16 = 0, WOOLLY_KV_F32 = 1 };
+enum { WOOLLY_ACT_SILU = 0, WOOLLY_ACT_GELU_TANH = 1 };
+enum { WOOLLY_ROPE_NORM = 0, WOOLLY_ROPE_NEOX = 1 };
+
+/* The keys and values of one layer and one KV head of one sequence.
+ * k: (n_ctx / 16, head_dim, 16), v: (n_ctx, head_dim); elements of kv_type; head_dim is padded to a multiple of 16 */
+typedef struct {
+    void *k;
+    void *v;
+    int64_t head_dim;
+    int kv_type;
+} woolly_kv_head;
+
+/* Queries of consecutive positions of one sequence that share a KV head: query (token t, head r) is
+ * q[t * q_stride + r * q_head_stride], at position pos + t */
+typedef struct {
+    const float *q;
+    int64_t q_stride;
+    int64_t q_head_stride;
+    int64_t head_dim; /* without padding */
+    int64_t n_rep;
+    int64_t pos;
+    int64_t window;   /* a query at p sees keys in (p - window, p]; 0: all of [0, p] */
+    float softcap;    /* 0: none */
+} woolly_queries;
+
+typedef struct {
+    const char *name;
+    int n_formats;
+    woolly_format formats[WOOLLY_MAX_FORMATS];
+
+    /* one row of activations -> one record */
+    void (*quantize_q16)(const float *x, int64_t n_k, uint8_t *record);
+    void (*dequantize_q16)(const uint8_t *record, int64_t n_k, float *out);
+
+    /* out = x / sqrt(mean(x^2) + eps) * weight, one row; out may be x */
+    void (*rmsnorm)(const float *x, const float *weight, int64_t n, float eps, float *out);
+
+    /* out = act(gate) * up over n values; out may be gate */
+    void (*glu)(int act, const float *gate, const float *up, int64_t n, float *out);
+    void (*exp)(const float *x, int64_t n, float *out);
+    void (*softmax)(const float *x, int64_t n, float *out);
+    void (*add)(const float *x, const float *y, int64_t n, float *out);
+    void (*scale)(const float *x, float factor, int64_t n, float *out);
+
+    /* rotate one head in place: cos, sin hold n_rot / 2 values of its position */
+    void (*rope)(int pairing, float *x, int64_t n_rot, const float *cos, const float *sin);
+
+    /* write one token's key and value into the cache at position pos */
+    void (*store_kv)(const woolly_kv_head *kv, int64_t head_dim, int64_t pos, const float *k, const float *v);
+
+    /* One attention tile: keys [tile * 128, tile * 128 + 128) seen by tokens [t0, t1) of the queries.
+     * Column c = (t - t0) * n_rep + r has state m[c] (maximum), l[c] (sum), acc[c * head_dim ...]; the tile is merged
+     * into it. scratch: woolly_attention_scratch floats */
+    void (*attention_tile)(const woolly_kv_head *kv, const woolly_queries *queries, int64_t t0, int64_t t1, int64_t tile,
+                           float *m, float *l, float *acc, float *scratch);
+    /* merge the state (m2, l2, acc2) of later tiles into (m, l, acc), for n_cols columns */
+    void (*attention_merge)(int64_t n_cols, int64_t head_dim, float *m, float *l, float *acc, const float *m2,
+                            const float *l2, const float *acc2);
+} woolly_kernels;
+
+#define WOOLLY_ATTENTION_COLS 24 /* most columns of one attention_tile call */
+/* floats of scratch for attention_tile: queries gathered, scores, and the tile's own output */
+static inline int64_t woolly_attention_scratch(int64_t head_dim) {
+    return WOOLLY_ATTENTION_COLS * (2 * head_dim + WOOLLY_KV_TILE) + 64;
+}
+
+#endif

@@ -1,0 +1,243 @@
+/* The integer matmul: quantised weights by activations quantised to 16 bits per 32 values.
+ *
+ *   out[c][r] = sum over blocks b, ascending, of (d[r][b] dot(q[r][b], x[c][b]) + m[r][b] sum(x[c][b])) dx[c][b]
+ *
+ * x = 256 hi + lo, so a dot product is two of int8: over hi, shifted by 8 bits, and on over lo. They are exact in int32;
+ * each block then adds one fma to the element's chain in f32. A lane is a row, so neither k nor a sum is ever split. Up to
+ * INT_DIRECT columns are computed from the packed blocks as they stream by; for more, a tile of INT_RV groups of rows is
+ * unpacked to bytes once and used by all columns.
+ */
+#ifndef WOOLLY_MATMUL_INT_H
+#define WOOLLY_MATMUL_INT_H
+
+#include "matmul_float.h"
+
+#define INT_ROWS (INT_RV * 16)
+#define INT_TILE 16       /* blocks of 32 in a tile: 32 rows x 512 bytes take 16 KB of L1 */
+#define INT_COL_BLOCK 128 /* columns that use a tile before the next one is made */
+#define INT_DIRECT 4
+
+typedef struct {
+    ALIGNED uint8_t q[INT_TILE][8][INT_RV][64];
+    ALIGNED float d[INT_TILE][INT_RV][2][16];
+    ALIGNED float m[INT_TILE][INT_RV][16];
+} int_tile;
+
+/* From the dot product over hi to where that over lo starts: 256 hi - bias * sum(x), from corr = -128 * sum(x) */
+static INLINE vi next_digit(int bias, vi dot, const int32_t *corr) {
+    dot = vi_sll(dot, 8);
+    if (bias == 0 || (bias == 128 && !DOT_FULL_BIASED)) return dot;
+    vi start = vi_set1(*corr);
+    return vi_add(dot, bias == 128 ? start : bias == 32 ? vi_sra(start, 2) : bias == 16 ? vi_sra(start, 3) : vi_sra(start, 4));
+}
+
+static INLINE vi dot4(int bias, vi acc, vb w, const int8_t *x) {
+    return bias == 128 ? dot_full(acc, w, x) : dot_low(acc, w, x);
+}
+
+/* One block's contribution: dot[0] (and dot[1], its second half, where scales cover 16 weights) */
+static INLINE vf int_block(int halves, int has_min, vf acc, const vi *dot, const vf *d, vf m, float sum, float dx) {
+    vf t;
+    if (halves) t = vf_fma(vf_from_vi(dot[1]), d[1], vf_mul(vf_from_vi(dot[0]), d[0]));
+    else if (has_min) t = vf_fma(vf_from_vi(dot[0]), d[0], vf_mul(m, vf_set1(sum)));
+    else t = vf_mul(vf_from_vi(dot[0]), d[0]);
+    return vf_fma(t, vf_set1(dx), acc);
+}
+
+/* Three columns share a pointer, see float_cols */
+typedef struct {
+    const int8_t *digits[2]; /* hi, lo */
+    const float *d;
+    const float *sum;
+    const int32_t *corr;
+    const int32_t *corr16;
+} q16_column;
+
+static INLINE q16_column q16_at(const uint8_t *record, int64_t n_k, int64_t block) {
+    int64_t n_blocks = n_k / WOOLLY_QBLOCK;
+    const int8_t *hi = (const int8_t *)record + block * WOOLLY_QBLOCK;
+    const float *d = (const float *)(record + 2 * n_k);
+    const int32_t *corr = (const int32_t *)(d + 2 * n_blocks);
+    return (q16_column){{hi, hi + n_k}, d + block, d + n_blocks + block, corr + block, corr + n_blocks + 2 * block};
+}
+#define AT(pointer, offset_bytes) ((__typeof__(pointer))((const char *)(pointer) + (offset_bytes)))
+
+/* acc (nc, INT_ROWS) += the tile's n_blocks blocks, for nc columns from record xq on, the tile being at block0 */
+static INLINE void int_tile_cols(int bias, int halves, int has_min, int nc, const int_tile *tile, int n_blocks,
+                                 const uint8_t *xq, int64_t xq_stride, int64_t n_k, int64_t block0, float *acc) {
+    q16_column x3[(INT_NC + 2) / 3];
+    UNROLL for (int c = 0; c < (nc + 2) / 3; c++) x3[c] = q16_at(xq + 3 * c * xq_stride, n_k, block0);
+    vf sum[INT_NC][INT_RV];
+    UNROLL for (int c = 0; c < nc; c++) UNROLL for (int v = 0; v < INT_RV; v++)
+        sum[c][v] = vf_load(acc + c * INT_ROWS + v * 16);
+    for (int b = 0; b < n_blocks; b++) {
+        vi dot[INT_NC][INT_RV][2];
+        UNROLL for (int half = 0; half <= halves; half++) {
+            UNROLL for (int c = 0; c < nc; c++) UNROLL for (int v = 0; v < INT_RV; v++) dot[c][v][half] = vi_set1(0);
+            UNROLL for (int digit = 0; digit < 2; digit++) {
+                int n_g = halves ? 4 : 8;
+                UNROLL for (int g = half * 4; g < half * 4 + n_g; g++) {
+                    vb w[INT_RV];
+                    UNROLL for (int v = 0; v < INT_RV; v++) w[v] = vi_load(tile->q[b][g][v]);
+                    UNROLL for (int c = 0; c < nc; c++) {
+                        const int8_t *x = AT(x3[c / 3].digits[digit] + 32 * b + 4 * g, c % 3 * xq_stride);
+                        UNROLL for (int v = 0; v < INT_RV; v++) dot[c][v][half] = dot4(bias, dot[c][v][half], w[v], x);
+                    }
+                }
+                if (digit == 0) {
+                    UNROLL for (int c = 0; c < nc; c++) {
+                        const int32_t *corr = halves ? x3[c / 3].corr16 + 2 * b + half : x3[c / 3].corr + b;
+                        UNROLL for (int v = 0; v < INT_RV; v++)
+                            dot[c][v][half] = next_digit(bias, dot[c][v][half], AT(corr, c % 3 * xq_stride));
+                    }
+                }
+            }
+        }
+        UNROLL for (int v = 0; v < INT_RV; v++) {
+            vf d[2] = {vf_load(tile->d[b][v][0]), halves ? vf_load(tile->d[b][v][1]) : vf_set1(0)};
+            vf m = has_min ? vf_load(tile->m[b][v]) : vf_set1(0);
+            UNROLL for (int c = 0; c < nc; c++)
+                sum[c][v] = int_block(halves, has_min, sum[c][v], dot[c][v], d, m,
+                                      has_min ? *AT(x3[c / 3].sum + b, c % 3 * xq_stride) : 0,
+                                      *AT(x3[c / 3].d + b, c % 3 * xq_stride));
+        }
+    }
+    UNROLL for (int c = 0; c < nc; c++) UNROLL for (int v = 0; v < INT_RV; v++)
+        vf_store(acc + c * INT_ROWS + v * 16, sum[c][v]);
+}
+
+/* int_tile_KIND(n_cols, ...): any number of columns, INT_NC at a time */
+#define DEFINE_INT_TILE(KIND, BIAS, HALVES, MIN)                                                                       \
+    static __attribute__((noinline)) void int_tile_##KIND(int64_t n_cols, const int_tile *tile, int n_blocks,         \
+                                                          const uint8_t *xq, int64_t xq_stride, int64_t n_k,          \
+                                                          int64_t block0, float *acc) {                               \
+        for (; n_cols >= INT_NC; n_cols -= INT_NC, xq += INT_NC * xq_stride, acc += INT_NC * INT_ROWS)                 \
+            int_tile_cols(BIAS, HALVES, MIN, INT_NC, tile, n_blocks, xq, xq_stride, n_k, block0, acc);                 \
+        switch (n_cols) {                                                                                              \
+        case 5: if (INT_NC > 5) int_tile_cols(BIAS, HALVES, MIN, 5 % INT_NC, tile, n_blocks, xq, xq_stride, n_k, block0, acc); break; \
+        case 4: if (INT_NC > 4) int_tile_cols(BIAS, HALVES, MIN, 4 % INT_NC, tile, n_blocks, xq, xq_stride, n_k, block0, acc); break; \
+        case 3: if (INT_NC > 3) int_tile_cols(BIAS, HALVES, MIN, 3 % INT_NC, tile, n_blocks, xq, xq_stride, n_k, block0, acc); break; \
+        case 2: if (INT_NC > 2) int_tile_cols(BIAS, HALVES, MIN, 2 % INT_NC, tile, n_blocks, xq, xq_stride, n_k, block0, acc); break; \
+        case 1: int_tile_cols(BIAS, HALVES, MIN, 1, tile, n_blocks, xq, xq_stride, n_k, block0, acc); break;           \
+        }                                                                                                              \
+    }
+
+/* The tile's bytes: where the dot product takes any byte, all formats without minima are brought to bias 128 */
+#define TILE_BIAS(BIAS) ((BIAS) && DOT_FULL_BIASED ? 128 : (BIAS))
+DEFINE_INT_TILE(full, 128, 0, 0)
+DEFINE_INT_TILE(full_halves, 128, 1, 0)
+DEFINE_INT_TILE(min, 0, 0, 1)
+#if DOT_FULL_BIASED
+#define int_tile_low8 int_tile_full
+#define int_tile_low16 int_tile_full
+#define int_tile_low32_halves int_tile_full_halves
+#else
+DEFINE_INT_TILE(low8, 8, 0, 0)
+DEFINE_INT_TILE(low16, 16, 0, 0)
+DEFINE_INT_TILE(low32_halves, 32, 1, 0)
+#endif
+
+/* bytes of at most 127 plus a constant that carries over no byte */
+static INLINE vb rebias(vb q, int bias) {
+    if (TILE_BIAS(bias) == bias) return q;
+    return vi_add(q, vi_set1((128 - bias) * 0x01010101));
+}
+
+/* NAME_matmul from NAME_quants and NAME_scales; KIND names the tile kernel */
+#define DEFINE_INT_MATMUL(NAME, KIND)                                                                                  \
+    DEFINE_PACKING(NAME)                                                                                               \
+    enum { NAME##_SUB = NAME##_OUTER * NAME##_INNER }; /* blocks of 32 in one of the format's blocks */                \
+                                                                                                                       \
+    static INLINE void NAME##_direct(const woolly_matmul_args *a, int nc, int64_t col, int64_t group, int64_t n_rv) {  \
+        const NAME##_group *w[INT_RV];                                                                                 \
+        int64_t n_blocks = a->n_k / NAME##_BLOCK;                                                                      \
+        UNROLL for (int v = 0; v < INT_RV; v++)                                                                        \
+            w[v] = (const NAME##_group *)a->w + (group + (v < n_rv ? v : 0)) * n_blocks;                               \
+        q16_column x[INT_DIRECT];                                                                                       \
+        UNROLL for (int c = 0; c < nc; c++) x[c] = q16_at(a->xq + (col + c) * a->xq_stride, a->n_k, 0);                 \
+        vf sum[INT_DIRECT][INT_RV];                                                                                    \
+        UNROLL for (int c = 0; c < nc; c++) UNROLL for (int v = 0; v < INT_RV; v++) sum[c][v] = vf_set1(0);            \
+        for (int64_t b = 0; b < n_blocks; b++) {                                                                       \
+            _Pragma("GCC unroll 1") for (int o = 0; o < NAME##_OUTER; o++) {                                           \
+                UNROLL for (int i = 0; i < NAME##_INNER; i++) {                                                        \
+                    int64_t s = (b * NAME##_OUTER + o) * NAME##_INNER + i;                                             \
+                    UNROLL for (int v = 0; v < INT_RV; v++) {                                                          \
+                        vi dot[INT_DIRECT][2];                                                                         \
+                        vb q[8];                                                                                       \
+                        UNROLL for (int g = 0; g < 8; g++) q[g] = NAME##_quants(w[v] + b, o, i, g);                    \
+                        UNROLL for (int c = 0; c < nc; c++) UNROLL for (int half = 0; half <= NAME##_HALVES; half++)   \
+                            dot[c][half] = vi_set1(0);                                                                 \
+                        UNROLL for (int digit = 0; digit < 2; digit++) {                                               \
+                            UNROLL for (int g = 0; g < 8; g++) UNROLL for (int c = 0; c < nc; c++) {                   \
+                                int half = NAME##_HALVES ? g / 4 : 0;                                                  \
+                                dot[c][half] = dot4(NAME##_BIAS, dot[c][half], q[g], x[c].digits[digit] + 32 * s + 4 * g);\
+                            }                                                                                          \
+                            if (digit == 0)                                                                            \
+                                UNROLL for (int c = 0; c < nc; c++) UNROLL for (int half = 0; half <= NAME##_HALVES; half++)\
+                                    dot[c][half] = next_digit(NAME##_BIAS, dot[c][half],                               \
+                                                              NAME##_HALVES ? x[c].corr16 + 2 * s + half : x[c].corr + s);\
+                        }                                                                                              \
+                        vf d[2] = {vf_set1(0), vf_set1(0)}, m = vf_set1(0);                                            \
+                        NAME##_scales(w[v] + b, o, i, d, &m);                                                          \
+                        UNROLL for (int c = 0; c < nc; c++)                                                            \
+                            sum[c][v] = int_block(NAME##_HALVES, NAME##_MIN, sum[c][v], dot[c], d, m, x[c].sum[s],     \
+                                                  x[c].d[s]);                                                          \
+                    }                                                                                                  \
+                }                                                                                                      \
+            }                                                                                                          \
+        }                                                                                                              \
+        UNROLL for (int c = 0; c < nc; c++) for (int64_t v = 0; v < n_rv; v++)                                         \
+            store_rows(a, col + c, (group + v) * 16, sum[c][v]);                                                       \
+    }                                                                                                                  \
+                                                                                                                       \
+    static INLINE void NAME##_fill(int_tile *tile, const NAME##_group *w, int v, int n_blocks) {                       \
+        for (int b = 0; b < n_blocks; b++)                                                                             \
+            _Pragma("GCC unroll 1") for (int o = 0; o < NAME##_OUTER; o++) {                                           \
+                UNROLL for (int i = 0; i < NAME##_INNER; i++) {                                                        \
+                    int s = (b * NAME##_OUTER + o) * NAME##_INNER + i;                                                 \
+                    UNROLL for (int g = 0; g < 8; g++)                                                                 \
+                        vi_store(tile->q[s][g][v], rebias(NAME##_quants(w + b, o, i, g), NAME##_BIAS));                \
+                    vf d[2] = {vf_set1(0), vf_set1(0)}, m = vf_set1(0);                                                \
+                    NAME##_scales(w + b, o, i, d, &m);                                                                 \
+                    vf_store(tile->d[s][v][0], d[0]);                                                                  \
+                    if (NAME##_HALVES) vf_store(tile->d[s][v][1], d[1]);                                               \
+                    if (NAME##_MIN) vf_store(tile->m[s][v], m);                                                        \
+                }                                                                                                      \
+            }                                                                                                          \
+    }                                                                                                                  \
+                                                                                                                       \
+    static void NAME##_tiled(const woolly_matmul_args *a, int64_t group, int64_t n_rv) {                               \
+        int_tile tile;                                                                                                 \
+        ALIGNED float acc[INT_COL_BLOCK * INT_ROWS];                                                                   \
+        int64_t n_blocks = a->n_k / NAME##_BLOCK;                                                                      \
+        for (int64_t col = 0; col < a->n_cols; col += INT_COL_BLOCK) {                                                 \
+            int64_t n_cols = a->n_cols - col < INT_COL_BLOCK ? a->n_cols - col : INT_COL_BLOCK;                        \
+            memset(acc, 0, sizeof(float) * (size_t)(n_cols * INT_ROWS));                                               \
+            for (int64_t b = 0; b < n_blocks; b += INT_TILE / NAME##_SUB) {                                            \
+                int n = (int)(n_blocks - b < INT_TILE / NAME##_SUB ? n_blocks - b : INT_TILE / NAME##_SUB);            \
+                for (int v = 0; v < INT_RV; v++)                                                                       \
+                    NAME##_fill(&tile, (const NAME##_group *)a->w + (group + (v < n_rv ? v : 0)) * n_blocks + b, v, n); \
+                int_tile_##KIND(n_cols, &tile, n * NAME##_SUB, a->xq + col * a->xq_stride, a->xq_stride, a->n_k,       \
+                                b * NAME##_SUB, acc);                                                                  \
+            }                                                                                                          \
+            for (int64_t c = 0; c < n_cols; c++)                                                                       \
+                for (int64_t v = 0; v < n_rv; v++)                                                                     \
+                    store_rows(a, col + c, (group + v) * 16, vf_load(acc + c * INT_ROWS + v * 16));                    \
+        }                                                                                                              \
+    }                                                                                                                  \
+                                                                                                                       \
+    static void NAME##_matmul(const woolly_matmul_args *a, int64_t group_begin, int64_t group_end) {                   \
+        for (int64_t group = group_begin; group < group_end; group += INT_RV) {                                        \
+            int64_t n_rv = group_end - group < INT_RV ? group_end - group : INT_RV;                                    \
+            if (a->n_cols > INT_DIRECT) {                                                                              \
+                NAME##_tiled(a, group, n_rv);                                                                          \
+                continue;                                                                                              \
+            }                                                                                                          \
+            int64_t col = 0;                                                                                           \
+            for (; col + 4 <= a->n_cols; col += 4) NAME##_direct(a, 4, col, group, n_rv);                              \
+            if (a->n_cols - col >= 2) NAME##_direct(a, 2, col, group, n_rv), col += 2;                                 \
+            if (a->n_cols - col == 1) NAME##_direct(a, 1, col, group, n_rv);                                           \
+        }                                                                                                              \
+    }
+
+#endif

@@ -1,0 +1,143 @@
+/* AVX2 with FMA and F16C: each 16-lane vector is two registers. See scalar.h for what each operation means. */
+#include <immintrin.h>
+
+typedef struct { __m256 a, b; } vf;
+typedef struct { __m256i a, b; } vi;
+typedef vi vb;
+
+#define ISA_NAME "avx2"
+#define INT_RV 1
+#define INT_NC 3
+#define FLOAT_RV 1
+#define FLOAT_NC 6
+#define DOT_FULL_BIASED 0
+
+#define VF2(expr_a, expr_b) ((vf){expr_a, expr_b})
+#define VI2(expr_a, expr_b) ((vi){expr_a, expr_b})
+
+static INLINE __m256i lanes_below(int64_t n) {
+    return _mm256_cmpgt_epi32(_mm256_set1_epi32((int)n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+static INLINE vf vf_load(const float *p) { return VF2(_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)); }
+static INLINE void vf_store(float *p, vf v) {
+    _mm256_storeu_ps(p, v.a);
+    _mm256_storeu_ps(p + 8, v.b);
+}
+static INLINE vf vf_load_n(const float *p, int64_t n) {
+    return VF2(_mm256_maskload_ps(p, lanes_below(n)), _mm256_maskload_ps(p + 8, lanes_below(n - 8)));
+}
+static INLINE void vf_store_n(float *p, vf v, int64_t n) {
+    _mm256_maskstore_ps(p, lanes_below(n), v.a);
+    _mm256_maskstore_ps(p + 8, lanes_below(n - 8), v.b);
+}
+static INLINE vf vf_set1(float x) { return VF2(_mm256_set1_ps(x), _mm256_set1_ps(x)); }
+static INLINE vf vf_add(vf x, vf y) { return VF2(_mm256_add_ps(x.a, y.a), _mm256_add_ps(x.b, y.b)); }
+static INLINE vf vf_sub(vf x, vf y) { return VF2(_mm256_sub_ps(x.a, y.a), _mm256_sub_ps(x.b, y.b)); }
+static INLINE vf vf_mul(vf x, vf y) { return VF2(_mm256_mul_ps(x.a, y.a), _mm256_mul_ps(x.b, y.b)); }
+static INLINE vf vf_div(vf x, vf y) { return VF2(_mm256_div_ps(x.a, y.a), _mm256_div_ps(x.b, y.b)); }
+static INLINE vf vf_fma(vf x, vf y, vf z) { return VF2(_mm256_fmadd_ps(x.a, y.a, z.a), _mm256_fmadd_ps(x.b, y.b, z.b)); }
+static INLINE vf vf_max(vf x, vf y) { return VF2(_mm256_max_ps(x.a, y.a), _mm256_max_ps(x.b, y.b)); }
+static INLINE vf vf_min(vf x, vf y) { return VF2(_mm256_min_ps(x.a, y.a), _mm256_min_ps(x.b, y.b)); }
+static INLINE vf vf_neg(vf x) {
+    __m256 sign = _mm256_set1_ps(-0.0f);
+    return VF2(_mm256_xor_ps(x.a, sign), _mm256_xor_ps(x.b, sign));
+}
+static INLINE vf vf_zero_below(vf v, vf x, float limit) {
+    __m256 bound = _mm256_set1_ps(limit);
+    return VF2(_mm256_and_ps(v.a, _mm256_cmp_ps(x.a, bound, _CMP_NLT_UQ)),
+               _mm256_and_ps(v.b, _mm256_cmp_ps(x.b, bound, _CMP_NLT_UQ)));
+}
+static INLINE vf vf_from_vi(vi x) { return VF2(_mm256_cvtepi32_ps(x.a), _mm256_cvtepi32_ps(x.b)); }
+static INLINE vi vf_bits(vf x) { return VI2(_mm256_castps_si256(x.a), _mm256_castps_si256(x.b)); }
+static INLINE vf vf_of_bits(vi x) { return VF2(_mm256_castsi256_ps(x.a), _mm256_castsi256_ps(x.b)); }
+static INLINE vf vf_load_f16(const uint16_t *p) {
+    return VF2(_mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)p)),
+               _mm256_cvtph_ps(_mm_loadu_si128((const __m128i *)(p + 8))));
+}
+static INLINE void vf_store_f16(uint16_t *p, vf v) {
+    _mm_storeu_si128((__m128i *)p, _mm256_cvtps_ph(v.a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+    _mm_storeu_si128((__m128i *)(p + 8), _mm256_cvtps_ph(v.b, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+static INLINE __m256 f32_of_bf16_x8(const uint16_t *p) {
+    return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p)), 16));
+}
+static INLINE vf vf_load_bf16(const uint16_t *p) { return VF2(f32_of_bf16_x8(p), f32_of_bf16_x8(p + 8)); }
+static INLINE vf vf_load_i8(const int8_t *p) {
+    return VF2(_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)p))),
+               _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i *)(p + 8)))));
+}
+
+static INLINE vi vi_load(const void *p) {
+    return VI2(_mm256_loadu_si256((const __m256i *)p), _mm256_loadu_si256((const __m256i *)p + 1));
+}
+static INLINE void vi_store(void *p, vi x) {
+    _mm256_storeu_si256((__m256i *)p, x.a);
+    _mm256_storeu_si256((__m256i *)p + 1, x.b);
+}
+static INLINE vi vi_set1(int32_t x) { return VI2(_mm256_set1_epi32(x), _mm256_set1_epi32(x)); }
+static INLINE vi vi_add(vi x, vi y) { return VI2(_mm256_add_epi32(x.a, y.a), _mm256_add_epi32(x.b, y.b)); }
+static INLINE vi vi_sub(vi x, vi y) { return VI2(_mm256_sub_epi32(x.a, y.a), _mm256_sub_epi32(x.b, y.b)); }
+static INLINE vi vi_and(vi x, vi y) { return VI2(_mm256_and_si256(x.a, y.a), _mm256_and_si256(x.b, y.b)); }
+static INLINE vi vi_or(vi x, vi y) { return VI2(_mm256_or_si256(x.a, y.a), _mm256_or_si256(x.b, y.b)); }
+static INLINE vi vi_max(vi x, vi y) { return VI2(_mm256_max_epi32(x.a, y.a), _mm256_max_epi32(x.b, y.b)); }
+#define vi_sra(x, n) VI2(_mm256_srai_epi32((x).a, n), _mm256_srai_epi32((x).b, n))
+#define vi_srl(x, n) VI2(_mm256_srli_epi32((x).a, n), _mm256_srli_epi32((x).b, n))
+#define vi_sll(x, n) VI2(_mm256_slli_epi32((x).a, n), _mm256_slli_epi32((x).b, n))
+static INLINE void vi_store_i8(int8_t *p, vi x) {
+    __m128i lo = _mm_packs_epi32(_mm256_castsi256_si128(x.a), _mm256_extracti128_si256(x.a, 1));
+    __m128i hi = _mm_packs_epi32(_mm256_castsi256_si128(x.b), _mm256_extracti128_si256(x.b, 1));
+    _mm_storeu_si128((__m128i *)p, _mm_packs_epi16(lo, hi));
+}
+
+static INLINE __m256i dot_low_x8(__m256i acc, __m256i w, __m256i x) {
+    return _mm256_add_epi32(acc, _mm256_madd_epi16(_mm256_maddubs_epi16(w, x), _mm256_set1_epi16(1)));
+}
+/* |w| <= 127 would saturate nothing; a full byte times a pair does, so move the sign of w - 128 over to x */
+static INLINE __m256i dot_full_x8(__m256i acc, __m256i w, __m256i x) {
+    w = _mm256_xor_si256(w, _mm256_set1_epi8((char)0x80));
+    return dot_low_x8(acc, _mm256_abs_epi8(w), _mm256_sign_epi8(x, w));
+}
+static INLINE __m256i four_bytes(const int8_t *x) {
+    int32_t four;
+    memcpy(&four, x, 4);
+    return _mm256_set1_epi32(four);
+}
+static INLINE vi dot_low(vi acc, vb w, const int8_t *x) {
+    __m256i four = four_bytes(x);
+    return VI2(dot_low_x8(acc.a, w.a, four), dot_low_x8(acc.b, w.b, four));
+}
+static INLINE vi dot_full(vi acc, vb w, const int8_t *x) {
+    __m256i four = four_bytes(x);
+    return VI2(dot_full_x8(acc.a, w.a, four), dot_full_x8(acc.b, w.b, four));
+}
+
+static INLINE float vf_sum(vf v) {
+    __m256 b = _mm256_add_ps(v.a, v.b);
+    __m128 c = _mm_add_ps(_mm256_castps256_ps128(b), _mm256_extractf128_ps(b, 1));
+    c = _mm_add_ps(c, _mm_movehl_ps(c, c));
+    return _mm_cvtss_f32(_mm_add_ss(c, _mm_shuffle_ps(c, c, 1)));
+}
+static INLINE float vf_hmax(vf v) {
+    __m256 b = _mm256_max_ps(v.a, v.b);
+    __m128 c = _mm_max_ps(_mm256_castps256_ps128(b), _mm256_extractf128_ps(b, 1));
+    c = _mm_max_ps(c, _mm_movehl_ps(c, c));
+    return _mm_cvtss_f32(_mm_max_ss(c, _mm_shuffle_ps(c, c, 1)));
+}
+static INLINE __m128i i32_fold(vi v, int maximum) {
+    __m256i b = maximum ? _mm256_max_epi32(v.a, v.b) : _mm256_add_epi32(v.a, v.b);
+    __m128i lo = _mm256_castsi256_si128(b), hi = _mm256_extracti128_si256(b, 1);
+    return maximum ? _mm_max_epi32(lo, hi) : _mm_add_epi32(lo, hi);
+}
+static INLINE int32_t vi_hmax(vi v) {
+    __m128i c = i32_fold(v, 1);
+    c = _mm_max_epi32(c, _mm_shuffle_epi32(c, 0x4e));
+    return _mm_cvtsi128_si32(_mm_max_epi32(c, _mm_shuffle_epi32(c, 0xb1)));
+}
+static INLINE int32_t vi_hsum(vi v) {
+    __m128i c = i32_fold(v, 0);
+    c = _mm_add_epi32(c, _mm_shuffle_epi32(c, 0x4e));
+    return _mm_cvtsi128_si32(_mm_add_epi32(c, _mm_shuffle_epi32(c, 0xb1)));
+}
+static INLINE float f32_fma(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
+static INLINE float f32_of_f16(uint16_t h) { return _cvtsh_ss(h); }
+static INLINE uint16_t f16_of_f32(float x) { return _cvtss_sh(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }

@@ -1,0 +1,81 @@
+/* AVX-512 F/BW/DQ/VL + VNNI. See scalar.h for what each operation means. */
+#include <immintrin.h>
+
+typedef __m512 vf;  /* 16 floats */
+typedef __m512i vi; /* 16 int32 */
+typedef __m512i vb; /* 64 bytes: 4 for each of 16 rows */
+
+#define ISA_NAME "avx512"
+#define INT_RV 2        /* row groups and columns of the integer tile: 24 of 32 registers hold sums */
+#define INT_NC 6
+#define FLOAT_RV 2      /* row groups and columns of the float tile */
+#define FLOAT_NC 12
+#define DOT_FULL_BIASED 1
+
+static INLINE vf vf_load(const float *p) { return _mm512_loadu_ps(p); }
+static INLINE void vf_store(float *p, vf a) { _mm512_storeu_ps(p, a); }
+static INLINE vf vf_load_n(const float *p, int64_t n) { return _mm512_maskz_loadu_ps((__mmask16)((1u << n) - 1), p); }
+static INLINE void vf_store_n(float *p, vf a, int64_t n) { _mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1), a); }
+static INLINE vf vf_set1(float a) { return _mm512_set1_ps(a); }
+static INLINE vf vf_add(vf a, vf b) { return _mm512_add_ps(a, b); }
+static INLINE vf vf_sub(vf a, vf b) { return _mm512_sub_ps(a, b); }
+static INLINE vf vf_mul(vf a, vf b) { return _mm512_mul_ps(a, b); }
+static INLINE vf vf_div(vf a, vf b) { return _mm512_div_ps(a, b); }
+static INLINE vf vf_fma(vf a, vf b, vf c) { return _mm512_fmadd_ps(a, b, c); }
+static INLINE vf vf_max(vf a, vf b) { return _mm512_max_ps(a, b); }
+static INLINE vf vf_min(vf a, vf b) { return _mm512_min_ps(a, b); }
+static INLINE vf vf_neg(vf a) { return _mm512_xor_ps(a, _mm512_set1_ps(-0.0f)); }
+static INLINE vf vf_zero_below(vf a, vf x, float limit) {
+    return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, _mm512_set1_ps(limit), _CMP_NLT_UQ), a);
+}
+static INLINE vf vf_from_vi(vi a) { return _mm512_cvtepi32_ps(a); }
+static INLINE vi vf_bits(vf a) { return _mm512_castps_si512(a); }
+static INLINE vf vf_of_bits(vi a) { return _mm512_castsi512_ps(a); }
+static INLINE vf vf_load_f16(const uint16_t *p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p)); }
+static INLINE void vf_store_f16(uint16_t *p, vf a) {
+    _mm256_storeu_si256((__m256i *)p, _mm512_cvtps_ph(a, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+}
+static INLINE vf vf_load_bf16(const uint16_t *p) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p)), 16));
+}
+static INLINE vf vf_load_i8(const int8_t *p) {
+    return _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i *)p)));
+}
+
+static INLINE vi vi_load(const void *p) { return _mm512_loadu_si512(p); }
+static INLINE void vi_store(void *p, vi a) { _mm512_storeu_si512(p, a); }
+static INLINE vi vi_set1(int32_t a) { return _mm512_set1_epi32(a); }
+static INLINE vi vi_add(vi a, vi b) { return _mm512_add_epi32(a, b); }
+static INLINE vi vi_sub(vi a, vi b) { return _mm512_sub_epi32(a, b); }
+static INLINE vi vi_and(vi a, vi b) { return _mm512_and_si512(a, b); }
+static INLINE vi vi_or(vi a, vi b) { return _mm512_or_si512(a, b); }
+static INLINE vi vi_max(vi a, vi b) { return _mm512_max_epi32(a, b); }
+#define vi_sra(a, n) _mm512_srai_epi32(a, n)
+#define vi_srl(a, n) _mm512_srli_epi32(a, n)
+#define vi_sll(a, n) _mm512_slli_epi32(a, n)
+static INLINE void vi_store_i8(int8_t *p, vi a) { _mm_storeu_si128((__m128i *)p, _mm512_cvtepi32_epi8(a)); }
+
+static INLINE vi dot_low(vi acc, vb w, const int8_t *x) {
+    int32_t four;
+    memcpy(&four, x, 4);
+    return _mm512_dpbusd_epi32(acc, w, _mm512_set1_epi32(four));
+}
+static INLINE vi dot_full(vi acc, vb w, const int8_t *x) { return dot_low(acc, w, x); }
+
+static INLINE float vf_sum(vf a) {
+    __m256 b = _mm256_add_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1));
+    __m128 c = _mm_add_ps(_mm256_castps256_ps128(b), _mm256_extractf128_ps(b, 1));
+    c = _mm_add_ps(c, _mm_movehl_ps(c, c));
+    return _mm_cvtss_f32(_mm_add_ss(c, _mm_shuffle_ps(c, c, 1)));
+}
+static INLINE float vf_hmax(vf a) {
+    __m256 b = _mm256_max_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1));
+    __m128 c = _mm_max_ps(_mm256_castps256_ps128(b), _mm256_extractf128_ps(b, 1));
+    c = _mm_max_ps(c, _mm_movehl_ps(c, c));
+    return _mm_cvtss_f32(_mm_max_ss(c, _mm_shuffle_ps(c, c, 1)));
+}
+static INLINE int32_t vi_hmax(vi a) { return _mm512_reduce_max_epi32(a); }
+static INLINE int32_t vi_hsum(vi a) { return _mm512_reduce_add_epi32(a); }
+static INLINE float f32_fma(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
+static INLINE float f32_of_f16(uint16_t h) { return _cvtsh_ss(h); }
+static INLINE uint16_t f16_of_f32(float x) { return _cvtss_sh(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }

@@ -1,0 +1,146 @@
+/* The portable instruction set, and the definition of every operation: a vector is 16 lanes in an array.
+ *
+ * GCC's and Clang's vector types are used for plain arithmetic, so that a baseline compiler still makes SIMD of it. An
+ * fma is fmaf: one rounding, in software where the machine has none. min and max return their second argument when
+ * either is NaN, as x86 does. Shifts take constants.
+ */
+#include <math.h>
+
+typedef float vf __attribute__((vector_size(64)));
+typedef int32_t vi __attribute__((vector_size(64)));
+typedef vi vb;
+typedef uint32_t vu __attribute__((vector_size(64)));
+
+#define ISA_NAME "scalar"
+#define INT_RV 1
+#define INT_NC 2
+#define FLOAT_RV 1
+#define FLOAT_NC 2
+#define DOT_FULL_BIASED 1 /* dot_full takes bytes biased by 128 and leaves the correction to its caller */
+
+#define LANES(i) for (int i = 0; i < 16; i++)
+
+static INLINE float f32_fma(float a, float b, float c) { return fmaf(a, b, c); }
+
+static INLINE float f32_of_f16(uint16_t h) {
+    uint32_t sign = (uint32_t)(h & 0x8000) << 16, rest = h & 0x7fff;
+    uint32_t bits;
+    if (rest >= 0x7c00) {
+        bits = 0x7f800000 | (rest & 0x3ff) << 13 | (rest > 0x7c00 ? 0x400000 : 0); /* infinity, or a quiet NaN */
+    } else if (rest >= 0x400) {
+        bits = (rest << 13) + 0x38000000;
+    } else { /* subnormal: rest * 2^-24 is exact */
+        float small = (float)rest * 0x1p-24f;
+        memcpy(&bits, &small, 4);
+    }
+    bits |= sign;
+    float out;
+    memcpy(&out, &bits, 4);
+    return out;
+}
+
+/* rounds to nearest even, as VCVTPS2PH does */
+static INLINE uint16_t f16_of_f32(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, 4);
+    uint16_t sign = (uint16_t)(bits >> 16 & 0x8000);
+    bits &= 0x7fffffff;
+    if (bits > 0x7f800000) return (uint16_t)(sign | 0x7e00 | (bits >> 13 & 0x3ff));
+    if (bits >= 0x477ff000) return sign | 0x7c00;
+    if (bits >= 0x38800000) return (uint16_t)(sign | ((bits + 0xfff + (bits >> 13 & 1) - 0x38000000) >> 13));
+    float small; /* subnormal half: let float addition do the rounding at 2^-24 */
+    memcpy(&small, &bits, 4);
+    small += 0.5f;
+    memcpy(&bits, &small, 4);
+    return (uint16_t)(sign | (bits - 0x3f000000));
+}
+
+static INLINE vf vf_load(const float *p) { vf v; memcpy(&v, p, 64); return v; }
+static INLINE void vf_store(float *p, vf v) { memcpy(p, &v, 64); }
+static INLINE vf vf_load_n(const float *p, int64_t n) { vf v = {0}; memcpy(&v, p, (size_t)(4 * n)); return v; }
+static INLINE void vf_store_n(float *p, vf v, int64_t n) { memcpy(p, &v, (size_t)(4 * n)); }
+static INLINE vf vf_set1(float x) { return x - (vf){0}; }
+static INLINE vf vf_add(vf x, vf y) { return x + y; }
+static INLINE vf vf_sub(vf x, vf y) { return x - y; }
+static INLINE vf vf_mul(vf x, vf y) { return x * y; }
+static INLINE vf vf_div(vf x, vf y) { return x / y; }
+static INLINE vf vf_fma(vf x, vf y, vf z) {
+    vf v;
+    LANES(i) v[i] = fmaf(x[i], y[i], z[i]);
+    return v;
+}
+static INLINE vi vi_select(vi mask, vi x, vi y) { return (x & mask) | (y & ~mask); }
+static INLINE vf vf_max(vf x, vf y) { return (vf)vi_select(x > y, (vi)x, (vi)y); }
+static INLINE vf vf_min(vf x, vf y) { return (vf)vi_select(x < y, (vi)x, (vi)y); }
+static INLINE vf vf_neg(vf x) { return -x; }
+/* v, but zero in the lanes where x < limit */
+static INLINE vf vf_zero_below(vf v, vf x, float limit) { return (vf)((vi)v & ~(x < vf_set1(limit))); }
+static INLINE vf vf_from_vi(vi x) { return __builtin_convertvector(x, vf); }
+static INLINE vi vf_bits(vf x) { return (vi)x; }
+static INLINE vf vf_of_bits(vi x) { return (vf)x; }
+static INLINE vf vf_load_f16(const uint16_t *p) {
+    vf v;
+    LANES(i) v[i] = f32_of_f16(p[i]);
+    return v;
+}
+static INLINE void vf_store_f16(uint16_t *p, vf v) { LANES(i) p[i] = f16_of_f32(v[i]); }
+static INLINE vf vf_load_bf16(const uint16_t *p) {
+    vi v;
+    LANES(i) v[i] = (int32_t)((uint32_t)p[i] << 16);
+    return (vf)v;
+}
+static INLINE vf vf_load_i8(const int8_t *p) {
+    vf v;
+    LANES(i) v[i] = p[i];
+    return v;
+}
+
+static INLINE vi vi_load(const void *p) { vi v; memcpy(&v, p, 64); return v; }
+static INLINE void vi_store(void *p, vi v) { memcpy(p, &v, 64); }
+static INLINE vi vi_set1(int32_t x) { return x - (vi){0}; }
+static INLINE vi vi_add(vi x, vi y) { return (vi)((vu)x + (vu)y); }
+static INLINE vi vi_sub(vi x, vi y) { return (vi)((vu)x - (vu)y); }
+static INLINE vi vi_and(vi x, vi y) { return x & y; }
+static INLINE vi vi_or(vi x, vi y) { return x | y; }
+static INLINE vi vi_max(vi x, vi y) { return vi_select(x > y, x, y); }
+#define vi_sra(x, n) ((vi)(x) >> (n))
+#define vi_srl(x, n) ((vi)((vu)(x) >> (n)))
+#define vi_sll(x, n) ((vi)((vu)(x) << (n)))
+/* 16 values to int8, saturating */
+static INLINE void vi_store_i8(int8_t *p, vi v) {
+    LANES(i) p[i] = (int8_t)(v[i] < -128 ? -128 : v[i] > 127 ? 127 : v[i]);
+}
+
+/* acc[r] += sum over i of w[4 r + i] x[i]: unsigned weights of at most 127, signed activations */
+static INLINE vi dot_low(vi acc, vb w, const int8_t *x) {
+    LANES(r) {
+        uint32_t four = (uint32_t)w[r];
+        acc[r] += (int32_t)(four & 255) * x[0] + (int32_t)(four >> 8 & 255) * x[1] +
+                  (int32_t)(four >> 16 & 255) * x[2] + (int32_t)(four >> 24) * x[3];
+    }
+    return acc;
+}
+/* the same for weights of any byte value */
+static INLINE vi dot_full(vi acc, vb w, const int8_t *x) { return dot_low(acc, w, x); }
+
+/* the fixed tree: halves folded onto each other, 8, 4, 2, 1 */
+static INLINE float vf_sum(vf v) {
+    for (int half = 8; half; half /= 2)
+        for (int i = 0; i < half; i++) v[i] += v[i + half];
+    return v[0];
+}
+static INLINE float vf_hmax(vf v) {
+    for (int half = 8; half; half /= 2)
+        for (int i = 0; i < half; i++) v[i] = v[i] > v[i + half] ? v[i] : v[i + half];
+    return v[0];
+}
+static INLINE int32_t vi_hmax(vi v) {
+    int32_t out = v[0];
+    LANES(i) out = v[i] > out ? v[i] : out;
+    return out;
+}
+static INLINE int32_t vi_hsum(vi v) {
+    int32_t out = 0;
+    LANES(i) out += v[i];
+    return out;
+}

@@ -1,0 +1,147 @@
+"""The table of kernels in use: chosen at import from what the machine has, or by WOOLLY_ISA."""
+
+import os
+from contextlib import contextmanager
+
+from woolly._kernels.kernels cimport woolly_kernels
+from woolly.errors import UnsupportedFormatError, UnsupportedISAError
+
+cdef extern from *:
+    """
+    #include "kernels.h"
+    extern const woolly_kernels woolly_kernels_scalar;
+    #ifdef WOOLLY_X86
+    extern const woolly_kernels woolly_kernels_avx2, woolly_kernels_avx512;
+    #define HAS(feature) __builtin_cpu_supports(feature)
+    #endif
+
+    /* Every table that was compiled, best last, NULL after the last; and whether this machine can run each */
+    static const woolly_kernels *compiled_table(int i) {
+        switch (i) {
+        case 0: return &woolly_kernels_scalar;
+    #ifdef WOOLLY_X86
+        case 1: return &woolly_kernels_avx2;
+        case 2: return &woolly_kernels_avx512;
+    #endif
+        }
+        return NULL;
+    }
+    static int machine_runs(int i) {
+        switch (i) {
+        case 0: return 1;
+    #ifdef WOOLLY_X86
+        case 1: return HAS("avx2") && HAS("fma") && HAS("bmi2");
+        case 2: return HAS("avx2") && HAS("fma") && HAS("bmi2") && HAS("avx512f") && HAS("avx512bw") &&
+                       HAS("avx512dq") && HAS("avx512vl") && HAS("avx512vnni");
+    #endif
+        }
+        return 0;
+    }
+    """
+    const woolly_kernels *compiled_table(int i)
+    bint machine_runs(int i)
+
+cdef const woolly_kernels *active_table = NULL
+
+
+cdef const woolly_kernels *active() noexcept nogil:
+    return active_table
+
+
+def compiled_isas():
+    """Names of the instruction sets this build holds, weakest first.
+
+    Returns
+    -------
+    tuple of str
+    """
+    names = []
+    while compiled_table(len(names)) != NULL:
+        names.append(compiled_table(len(names)).name.decode())
+    return tuple(names)
+
+
+def available_isas():
+    """Names of the instruction sets that this build holds and this machine runs, weakest first.
+
+    Returns
+    -------
+    tuple of str
+    """
+    return tuple(name for i, name in enumerate(compiled_isas()) if machine_runs(i))
+
+
+def active_isa():
+    """Name of the instruction set in use.
+
+    Returns
+    -------
+    str
+    """
+    return active_table.name.decode()
+
+
+def set_isa(name, /):
+    """Use the kernels of one instruction set from now on, in the whole process.
+
+    Results do not change (the numerical contract); speed does. Not to be called while a kernel runs.
+
+    Parameters
+    ----------
+    name : str
+        One of `available_isas()`.
+
+    Raises
+    ------
+    UnsupportedISAError
+        The name is unknown or the machine cannot run it.
+    """
+    global active_table
+    names = compiled_isas()
+    if name not in available_isas():
+        why = "this machine cannot run it" if name in names else "there is no such instruction set in this build"
+        raise UnsupportedISAError(f"ISA {name!r}: {why}; available: {', '.join(available_isas())}")
+    active_table = compiled_table(names.index(name))
+
+
+@contextmanager
+def use_isa(name, /):
+    """`set_isa` for the length of a with block."""
+    before = active_isa()
+    set_isa(name)
+    try:
+        yield
+    finally:
+        set_isa(before)
+
+
+def kernel_formats():
+    """Names of the tensor formats that have kernels, with their sizes.
+
+    Returns
+    -------
+    dict of str to tuple of int
+        name -> (ggml type, weights a block, bytes a block)
+    """
+    formats = {}
+    for i in range(active_table.n_formats):
+        f = active_table.formats[i]
+        formats[f.name.decode()] = (f.ggml_type, f.block_size, f.block_bytes)
+    return formats
+
+
+def format_index(name, /):
+    """Place of a format in the kernel table.
+
+    Raises
+    ------
+    UnsupportedFormatError
+        No kernel takes this format.
+    """
+    names = list(kernel_formats())
+    if name not in names:
+        raise UnsupportedFormatError(f"format {name!r} has no kernels; those that have: {', '.join(names)}")
+    return names.index(name)
+
+
+set_isa(os.environ.get("WOOLLY_ISA") or available_isas()[-1])

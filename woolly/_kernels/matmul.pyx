@@ -1,0 +1,293 @@
+"""Packed matrices and their product with activations.
+
+Owns validation, packing and how a matmul is shared out among threads; a range of rows is the micro-kernels' business.
+"""
+
+import numpy as np
+
+from cython.parallel cimport prange
+from libc.stdint cimport int64_t, uint8_t
+from libc.stdlib cimport free, malloc
+
+from woolly._kernels.dispatch cimport active
+from woolly._kernels.kernels cimport (
+    WOOLLY_GROUP, WOOLLY_QBLOCK, woolly_format, woolly_kernels, woolly_matmul_args, woolly_q16_stride,
+)
+
+from woolly._kernels.dispatch import format_index
+from woolly._kernels.threads import check_threads
+
+cdef int64_t ROWS_A_TASK = 32  # two groups: the widest tile
+
+
+def aligned_empty(n_bytes, /, *, align=64):
+    """Uninitialised bytes at an aligned address.
+
+    Parameters
+    ----------
+    n_bytes : int
+    align : int
+        A power of two.
+
+    Returns
+    -------
+    uint8, (n_bytes,)
+    """
+    whole = np.empty(n_bytes + align, dtype=np.uint8)
+    start = -whole.ctypes.data % align
+    return whole[start:start + n_bytes]
+
+
+cdef class PackedMatrix:
+    """A weight matrix in the layout of the kernels: 16 rows side by side, still quantised.
+
+    Parameters
+    ----------
+    n_rows, n_cols : int
+        Shape of the matrix: y = w x has n_rows values for n_cols.
+    format : str
+        A format with kernels, see `kernel_formats`.
+
+    Notes
+    -----
+    Packing permutes bits and inflates nothing: `unpack` gives the source back exactly. The layout is the same for all
+    instruction sets. Reading is safe from several threads.
+    """
+
+    def __cinit__(self, n_rows, n_cols, format, /):
+        cdef MatrixView *m = &self.view
+        m.format = format_index(format)
+        cdef const woolly_format *f = &active().formats[m.format]
+        if n_rows < 1 or n_cols < 1:
+            raise ValueError(f"PackedMatrix: expected a shape of at least (1, 1), got ({n_rows}, {n_cols})")
+        if n_cols % f.block_size:
+            raise ValueError(f"PackedMatrix: {format} wants a multiple of {f.block_size} columns, got {n_cols}")
+        self.format = format
+        self.data = None
+        m.n_rows, m.n_cols = n_rows, n_cols
+        m.n_groups = (m.n_rows + WOOLLY_GROUP - 1) // WOOLLY_GROUP
+        m.n_blocks = m.n_cols // f.block_size
+        m.row_bytes = m.n_blocks * f.block_bytes
+        m.group_bytes = m.row_bytes * WOOLLY_GROUP
+        m.quantised = f.quantised
+        m.w = NULL
+
+    @property
+    def n_rows(self):
+        """Rows: values that the product has."""
+        return self.view.n_rows
+
+    @property
+    def n_cols(self):
+        """Columns: values that the product takes."""
+        return self.view.n_cols
+
+    @property
+    def shape(self):
+        """(n_rows, n_cols)."""
+        return self.view.n_rows, self.view.n_cols
+
+    @property
+    def nbytes(self):
+        """Bytes of the packed matrix, padding to whole groups of 16 rows included."""
+        return self.view.n_groups * self.view.group_bytes
+
+    def _allocate(self):
+        if self.data is None:
+            data = aligned_empty(self.nbytes)
+            self.view.w = <uint8_t *><size_t>data.ctypes.data
+            self.data = data.reshape(self.view.n_groups, self.view.group_bytes)
+
+    def pack(self, const uint8_t[:, ::1] rows not None, *, n_threads=None):
+        """Fill the matrix from GGUF rows.
+
+        Parameters
+        ----------
+        rows : uint8, (n_rows, row_bytes), C-contiguous
+            Each row's blocks as the file has them. Not referenced afterwards.
+        n_threads : int, optional
+
+        Returns
+        -------
+        PackedMatrix
+            self
+
+        Raises
+        ------
+        ValueError
+            The shape is not (n_rows, row_bytes).
+        """
+        cdef MatrixView *m = &self.view
+        if rows.shape[0] != m.n_rows or rows.shape[1] != m.row_bytes:
+            raise ValueError(f"pack: expected {self.format} rows of shape ({m.n_rows}, {m.row_bytes}) bytes, "
+                             f"got ({rows.shape[0]}, {rows.shape[1]})")
+        cdef int threads = check_threads(n_threads)
+        cdef int64_t group
+        cdef const uint8_t *source = &rows[0, 0]
+        cdef const woolly_format *f = &active().formats[m.format]
+        self._allocate()
+        for group in prange(m.n_groups, nogil=True, num_threads=threads, schedule="dynamic"):
+            f.pack(source + group * WOOLLY_GROUP * m.row_bytes, m.row_bytes,
+                   min(WOOLLY_GROUP, m.n_rows - group * WOOLLY_GROUP), m.n_blocks, m.w + group * m.group_bytes)
+        return self
+
+    def _check_packed(self):
+        if self.view.w == NULL:
+            raise ValueError("PackedMatrix: nothing was packed yet")
+
+    def unpack(self):
+        """The rows as the file had them.
+
+        Returns
+        -------
+        uint8, (n_rows, row_bytes)
+        """
+        self._check_packed()
+        cdef const MatrixView *m = &self.view
+        out = np.empty((m.n_rows, m.row_bytes), dtype=np.uint8)
+        cdef uint8_t[:, ::1] view = out
+        cdef const woolly_format *f = &active().formats[m.format]
+        cdef int64_t row
+        for row in range(m.n_rows):
+            f.unpack(m.w + row // WOOLLY_GROUP * m.group_bytes, row % WOOLLY_GROUP, m.n_blocks, &view[row, 0])
+        return out
+
+    def rows(self, const int64_t[::1] index not None, /):
+        """Dequantised rows: the embedding lookup.
+
+        Parameters
+        ----------
+        index : int64, (n,)
+
+        Returns
+        -------
+        float32, (n, n_cols)
+
+        Raises
+        ------
+        IndexError
+            An index is not in [0, n_rows).
+        """
+        self._check_packed()
+        out = np.empty((index.shape[0], self.view.n_cols), dtype=np.float32)
+        cdef float[:, ::1] view = out
+        cdef int64_t i
+        for i in range(index.shape[0]):
+            if not 0 <= index[i] < self.view.n_rows:
+                raise IndexError(f"rows: index {index[i]} is not in [0, {self.view.n_rows})")
+        cdef uint8_t *blocks = <uint8_t *>malloc(self.view.row_bytes)
+        if blocks == NULL:
+            raise MemoryError
+        with nogil:
+            for i in range(index.shape[0]):
+                matrix_row(active(), &self.view, index[i], blocks, &view[i, 0])
+        free(blocks)
+        return out
+
+    def dequantize(self):
+        """The whole matrix.
+
+        Returns
+        -------
+        float32, (n_rows, n_cols)
+        """
+        return self.rows(np.arange(self.n_rows, dtype=np.int64))
+
+
+cdef void matrix_row(const woolly_kernels *kernels, const MatrixView *m, int64_t row, uint8_t *blocks, float *out) noexcept nogil:
+    """Dequantise one row to out (n_cols,); blocks holds row_bytes of scratch."""
+    cdef const woolly_format *f = &kernels.formats[m.format]
+    f.unpack(m.w + row // WOOLLY_GROUP * m.group_bytes, row % WOOLLY_GROUP, m.n_blocks, blocks)
+    f.dequantize(blocks, m.n_blocks, out)
+
+
+def dequantize(const uint8_t[:, ::1] rows not None, format, /):
+    """Dequantise GGUF rows, equal to `gguf.quants.dequantize` bit for bit.
+
+    Parameters
+    ----------
+    rows : uint8, (n_rows, row_bytes), C-contiguous
+    format : str
+
+    Returns
+    -------
+    float32, (n_rows, n_cols)
+    """
+    cdef const woolly_format *f = &active().formats[<int>format_index(format)]
+    if rows.shape[1] % f.block_bytes:
+        raise ValueError(f"dequantize: {format} rows are multiples of {f.block_bytes} bytes, got {rows.shape[1]}")
+    cdef int64_t n_blocks = rows.shape[1] // f.block_bytes, row
+    out = np.empty((rows.shape[0], n_blocks * f.block_size), dtype=np.float32)
+    cdef float[:, ::1] view = out
+    if out.size == 0:
+        return out
+    with nogil:
+        for row in range(rows.shape[0]):
+            f.dequantize(&rows[row, 0], n_blocks, &view[row, 0])
+    return out
+
+
+def matmul(PackedMatrix w not None, const float[:, ::1] x not None, /, *, out=None, n_threads=None):
+    """out[t] = w x[t], one chain of fused multiply-adds an element.
+
+    Parameters
+    ----------
+    w : PackedMatrix, (n_rows, n_cols)
+    x : float32, (n_tokens, n_cols), C-contiguous
+    out : float32, (n_tokens, n_rows), C-contiguous, optional
+    n_threads : int, optional
+
+    Returns
+    -------
+    float32, (n_tokens, n_rows)
+
+    Raises
+    ------
+    ValueError
+        Shapes do not fit, or `out` is not float32, C-contiguous and writable.
+
+    Notes
+    -----
+    For quantised formats x is quantised to int8 per 32 values first. Accumulates in float32, in ascending blocks
+    (ascending k for float formats); the result does not depend on n_threads, n_tokens or the instruction set.
+    """
+    cdef const MatrixView *m = &w.view
+    if x.shape[1] != m.n_cols:
+        raise ValueError(f"matmul: x has {x.shape[1]} columns, w ({w.format}) expects {m.n_cols}")
+    w._check_packed()
+    out = check_out(out, (x.shape[0], m.n_rows), "matmul")
+    if x.shape[0] == 0:
+        return out
+    cdef float[:, ::1] y = out
+    cdef int threads = check_threads(n_threads)
+    cdef const woolly_kernels *kernels = active()
+    cdef woolly_matmul_args args
+    cdef int64_t n_tokens = x.shape[0], t, task, step = ROWS_A_TASK // WOOLLY_GROUP
+    cdef int64_t stride = woolly_q16_stride(m.n_cols)
+    args.w, args.n_rows, args.n_k = m.w, m.n_rows, m.n_cols
+    args.x, args.x_stride = &x[0, 0], m.n_cols
+    args.xq, args.xq_stride = NULL, stride
+    args.out, args.out_stride = &y[0, 0], m.n_rows
+    args.n_cols = n_tokens
+    args.accumulate = 0
+    cdef uint8_t[::1] records
+    if m.quantised:
+        records = aligned_empty(n_tokens * stride)
+        args.xq = &records[0]
+        for t in prange(n_tokens, nogil=True, num_threads=threads):
+            kernels.quantize_q16(&x[t, 0], m.n_cols, &records[t * stride])
+    for task in prange((m.n_groups + step - 1) // step, nogil=True, num_threads=threads, schedule="dynamic"):
+        kernels.formats[m.format].matmul(&args, task * step, min(m.n_groups, task * step + step))
+    return out
+
+
+def check_out(out, shape, name, /):
+    """A result array: new when out is None, otherwise out itself, checked and never copied."""
+    if out is None:
+        return np.empty(shape, dtype=np.float32)
+    if not isinstance(out, np.ndarray) or out.shape != shape or out.dtype != np.float32:
+        got = f"{out.dtype} {out.shape}" if isinstance(out, np.ndarray) else type(out).__name__
+        raise ValueError(f"{name}: out must be a float32 array of shape {shape}, got {got}")
+    if not out.flags.c_contiguous or not out.flags.writeable:
+        raise ValueError(f"{name}: out must be C-contiguous and writable")
+    return out

@@ -1,0 +1,778 @@
+"""A model's forward pass as a list of operations that one parallel region runs.
+
+A model records its operations once, with `Program`'s methods; a step then runs all of them for a ragged batch of
+sequences without returning to Python. Operations that work on one token at a time are run token by token with no
+barrier in between; matmuls are shared out by rows, attention by heads, tokens and tiles. There is this one path:
+capturing activations (`run(..., capture=...)`) runs the same operations with a stop after the wanted ones.
+"""
+
+import threading
+
+import numpy as np
+
+cimport openmp
+from cpython.exc cimport PyErr_CheckSignals
+from cython.parallel cimport parallel
+from libc.stdint cimport int32_t, int64_t, uint8_t
+from libc.stdlib cimport calloc, free
+from libc.string cimport memcpy, memset
+
+from woolly._kernels.attention cimport (
+    AttentionJob, KVCache, job_scratch, n_job_tasks, n_merge_tasks, plan_job, run_job_task, run_merge_task,
+)
+from woolly._kernels.dispatch cimport active
+from woolly._kernels.kernels cimport (
+    WOOLLY_GROUP, woolly_kernels, woolly_kv_head, woolly_matmul_args, woolly_q16_stride,
+)
+from woolly._kernels.matmul cimport MatrixView, PackedMatrix, matrix_row
+
+from woolly._kernels.matmul import aligned_empty
+from woolly._kernels.rows import ACTIVATIONS, ROPE_PAIRINGS
+from woolly._kernels.threads import check_threads
+
+cdef extern from "team.h" nogil:
+    ctypedef struct woolly_team:
+        pass
+    ctypedef struct woolly_tasks:
+        int64_t next
+    void team_barrier(woolly_team *team, int n_threads)
+    int64_t next_task(woolly_tasks *tasks)
+
+cdef extern from * nogil:
+    """
+    #include <time.h>
+    static double seconds_now(void) {
+        struct timespec t;
+        clock_gettime(CLOCK_MONOTONIC, &t);
+        return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+    }
+    """
+    double seconds_now()
+
+cdef enum:
+    EMBED
+    RMSNORM
+    ADD
+    SCALE
+    GLU
+    QUANTIZE
+    ROPE_STORE
+    SELECT
+    MATMUL
+    ATTENTION
+
+cdef enum:
+    MAX_PARTS = 4              # matrices that one matmul operation multiplies by the same activations
+    LOGITS = -1                # the output of the head is the caller's array
+
+cdef double SIGNAL_INTERVAL_S = 0.03
+
+cdef struct Buffer:
+    float *data                # (max_tokens, width)
+    int64_t width
+    uint8_t *q16                # records of quantised activations, NULL where no matmul wants them
+    int64_t q16_stride
+
+cdef struct Part:
+    MatrixView m
+    int out
+
+cdef struct Op:
+    int kind
+    bint outputs_only          # rows are the tokens whose logits are wanted, not all tokens
+    bint quantize_out          # a matmul with quantised weights reads the output
+    bint accumulate            # out += instead of out =
+    int x
+    int y
+    int z
+    int out
+    int activation
+    int pairing
+    int n_parts
+    int64_t layer
+    int64_t n_heads
+    int64_t n_kv_heads
+    int64_t head_dim
+    int64_t n_rot
+    int64_t window
+    float eps
+    float factor
+    float softcap
+    const float *weight
+    const float *weight2
+    const float *cos
+    const float *sin
+    MatrixView table           # of an embedding
+    Part parts[MAX_PARTS]
+
+# Operations [begin, end) between two barriers: token by token, or one matmul, or one attention
+cdef struct Stage:
+    int begin
+    int end
+
+cdef struct Span:
+    int64_t t0                 # first token in the batch
+    int64_t n
+    int64_t pos                # its position in the sequence
+    uint8_t *k
+    uint8_t *v
+    int64_t layer_bytes
+    int64_t head_bytes
+    int64_t padded
+    int kv_type
+
+cdef struct Run:
+    const woolly_kernels *kernels
+    const int32_t *tokens
+    const int32_t *positions
+    const int32_t *span_of     # of each token
+    const int32_t *outputs     # rows of the batch whose logits are wanted
+    int64_t n_tokens
+    int64_t n_outputs
+    int64_t n_spans
+    const Span *spans
+    float *logits
+    const Buffer *buffers
+    const Op *ops
+    const Stage *stages
+    int n_stages
+    woolly_tasks *tasks        # two a stage
+    woolly_team team
+    float *scratch             # (n_threads, scratch_floats)
+    int64_t scratch_floats
+    float *partial
+    bint split
+    double *times              # of each stage, or NULL
+    volatile int stop
+    double checked_s
+
+
+cdef class Program:
+    """Operations over named activation buffers, recorded once and run many times.
+
+    Parameters
+    ----------
+    max_tokens : int
+        Most tokens in one run; buffers are of this size.
+    n_threads : int, optional
+
+    Notes
+    -----
+    Methods that record return the name of the buffer they write. One run at a time: `run` holds a lock, and lets go of
+    the GIL while it computes.
+    """
+
+    cdef readonly int64_t max_tokens
+    cdef readonly int n_threads
+    cdef readonly int64_t buffer_bytes  # of all activation buffers
+    cdef readonly list names          # of the operations, such as "blk.3.attn_norm"
+    cdef list _out_of                 # the buffer name each operation writes
+    cdef dict _buffers                # name -> index
+    cdef list _alive                  # everything whose memory an operation points to
+    cdef dict _writer                 # buffer name -> index of the last operation that wrote it
+    cdef Buffer *_buf
+    cdef Op *_ops
+    cdef Stage *_stages
+    cdef woolly_tasks *_tasks
+    cdef int _n_bufs, _n_ops, _n_stages, _capacity
+    cdef bint _outputs_only
+    cdef int64_t _n_layers, _n_kv_heads, _head_dim, _max_heads, _vocab_size, _logits_width, _max_positions
+    cdef object _scratch, _partial, _lock, _interrupt
+    cdef volatile int _cancel
+
+    def __cinit__(self, max_tokens, n_threads=None):
+        if max_tokens < 1:
+            raise ValueError(f"Program: max_tokens must be positive, got {max_tokens}")
+        self.max_tokens = max_tokens
+        self.n_threads = check_threads(n_threads)
+        self._capacity = 4096
+        self._ops = <Op *>calloc(self._capacity, sizeof(Op))
+        self._buf = <Buffer *>calloc(self._capacity, sizeof(Buffer))
+        self._stages = <Stage *>calloc(self._capacity, sizeof(Stage))
+        self._tasks = <woolly_tasks *>calloc(2 * self._capacity, sizeof(woolly_tasks))
+        if self._ops == NULL or self._buf == NULL or self._stages == NULL or self._tasks == NULL:
+            raise MemoryError
+        self.names, self._out_of, self._alive, self._buffers, self._writer = [], [], [], {}, {}
+        self._lock = threading.Lock()
+        self._max_positions = 2**31 - 1
+
+    def __dealloc__(self):
+        free(self._ops)
+        free(self._buf)
+        free(self._stages)
+        free(self._tasks)
+
+    # Recording
+
+    def buffer(self, name, width, /):
+        """A float32 buffer (max_tokens, width); one name is one buffer, whoever asks."""
+        index = self._buffers.get(name)
+        if index is not None:
+            if self._buf[index].width != width:
+                raise ValueError(f"buffer {name!r} has width {self._buf[index].width}, not {width}")
+            return name
+        index = self._n_bufs
+        self._need(index)
+        memory = self._memory(self.max_tokens * width * 4)
+        self._buf[index].data = <float *><size_t>memory.ctypes.data
+        self._buf[index].width = width
+        self._buffers[name] = index
+        self._n_bufs += 1
+        return name
+
+    def width(self, name, /):
+        """Values a token has in a buffer."""
+        return self._buf[<int>self._buffers[name]].width
+
+    def _memory(self, n_bytes):
+        memory = aligned_empty(n_bytes)
+        self._alive.append(memory)
+        self.buffer_bytes += n_bytes
+        return memory
+
+    def _need(self, count):
+        if count >= self._capacity:
+            raise ValueError(f"Program: more than {self._capacity} operations")
+
+    cdef Op *_record(self, int kind, str name, str out) except NULL:
+        self._need(self._n_ops)
+        cdef Op *op = &self._ops[self._n_ops]
+        op.kind = kind
+        op.outputs_only = self._outputs_only
+        op.out = self._buffers[out] if out in self._buffers else LOGITS
+        self.names.append(name)
+        self._out_of.append(out)
+        if out:
+            self._writer[out] = self._n_ops
+        # operations on one token join the stage before them, if that works on the same tokens
+        cdef Stage *stage = &self._stages[self._n_stages - 1] if self._n_stages else NULL
+        cdef bint by_row = kind < MATMUL
+        if by_row and stage != NULL and self._ops[stage.begin].kind < MATMUL and \
+                self._ops[stage.begin].outputs_only == op.outputs_only:
+            stage.end += 1
+        else:
+            stage = &self._stages[self._n_stages]
+            stage.begin = self._n_ops
+            stage.end = self._n_ops + 1
+            self._n_stages += 1
+        self._n_ops += 1
+        return op
+
+    cdef const float *_vector(self, array, int64_t n, str what) except? NULL:
+        """Pointer to a float32 vector that lives as long as the program."""
+        array = np.ascontiguousarray(array, dtype=np.float32)
+        if array.shape != (n,):
+            raise ValueError(f"{what}: expected a vector of {n}, got shape {array.shape}")
+        self._alive.append(array)
+        return <const float *><size_t>array.ctypes.data
+
+    def embed(self, out, PackedMatrix table not None, /, *, factor=1.0, name="embd"):
+        """out = rows of the embedding table for the batch's tokens, times factor."""
+        self.buffer(out, table.n_cols)
+        table._check_packed()
+        cdef Op *op = self._record(EMBED, name, out)
+        self._alive.append(table)
+        op.table = table.view
+        op.factor = factor
+        self._vocab_size = table.n_rows
+        return out
+
+    def rmsnorm(self, out, x, weight, /, *, eps, accumulate=False, name):
+        """out = x / sqrt(mean(x^2) + eps) * weight; with accumulate, out += that."""
+        self.buffer(out, self.width(x))
+        cdef Op *op = self._record(RMSNORM, name, out)
+        op.x = self._buffers[x]
+        op.weight = self._vector(weight, self.width(x), name)
+        op.eps = eps
+        op.accumulate = accumulate
+        return out
+
+    def add(self, out, x, y, /, *, name):
+        """out = x + y."""
+        if self.width(x) != self.width(y):
+            raise ValueError(f"{name}: widths {self.width(x)} and {self.width(y)} differ")
+        self.buffer(out, self.width(x))
+        cdef Op *op = self._record(ADD, name, out)
+        op.x, op.y = self._buffers[x], self._buffers[y]
+        return out
+
+    def glu(self, out, gate, up, /, *, activation, name):
+        """out = activation(gate) * up."""
+        if self.width(gate) != self.width(up):
+            raise ValueError(f"{name}: widths {self.width(gate)} and {self.width(up)} differ")
+        self.buffer(out, self.width(gate))
+        cdef Op *op = self._record(GLU, name, out)
+        op.x, op.y = self._buffers[gate], self._buffers[up]
+        op.activation = ACTIVATIONS[activation]
+        return out
+
+    def matmul(self, outs, x, matrices, /, *, accumulate=False, name):
+        """outs[i] = matrices[i] x for matrices that share their input; with accumulate, outs[i] += that.
+
+        An output named "logits" goes to the array that `run` is given.
+        """
+        outs, matrices = list(outs), list(matrices)
+        if len(outs) != len(matrices) or not 1 <= len(outs) <= MAX_PARTS:
+            raise ValueError(f"{name}: {len(outs)} outputs for {len(matrices)} matrices, at most {MAX_PARTS}")
+        cdef PackedMatrix w
+        for out, w in zip(outs, matrices):
+            if w.n_cols != self.width(x):
+                raise ValueError(f"{name}: the matrix has {w.n_cols} columns, {x!r} has {self.width(x)}")
+            w._check_packed()
+            if out != "logits":
+                self.buffer(out, w.n_rows)
+            else:
+                self._logits_width = w.n_rows
+        if any((<PackedMatrix>w).view.quantised for w in matrices):
+            self._want_quantised(x)
+        cdef Op *op = self._record(MATMUL, name, outs[0])
+        op.x = self._buffers[x]
+        op.accumulate = accumulate
+        op.n_parts = len(outs)
+        cdef Part *part
+        for i, (out, w) in enumerate(zip(outs, matrices)):
+            part = &op.parts[i]
+            part.m = w.view
+            part.out = LOGITS if out == "logits" else self._buffers[out]
+            self._writer[out] = self._n_ops - 1
+            self._alive.append(w)
+        return outs if len(outs) > 1 else outs[0]
+
+    def _want_quantised(self, x):
+        """Have x quantised by the operation that writes it, or by one of its own."""
+        cdef int index = self._buffers[x]
+        cdef Buffer *buf = &self._buf[index]
+        if buf.q16 == NULL:
+            buf.q16_stride = woolly_q16_stride(buf.width)
+            memory = self._memory(self.max_tokens * buf.q16_stride)
+            buf.q16 = <uint8_t *><size_t>memory.ctypes.data
+        cdef Op *writer = &self._ops[<int>self._writer[x]]
+        if writer.kind < MATMUL:
+            writer.quantize_out = True
+        else:
+            self._record(QUANTIZE, self.names[<int>self._writer[x]] + ".q16", x).quantize_out = True
+
+    def rope_store(self, q, k, v, /, *, layer, n_heads, n_kv_heads, head_dim, cos, sin, pairing, scale, q_norm=None,
+                   k_norm=None, eps=0.0, name):
+        """Normalise (if weights are given) and rotate the heads of q and k, scale q, and write k and v to the cache.
+
+        cos, sin : float32 (n_ctx, n_rot / 2), or None for a layer without RoPE.
+        """
+        if self.width(q) != n_heads * head_dim or self.width(k) != n_kv_heads * head_dim or \
+                self.width(v) != n_kv_heads * head_dim:
+            raise ValueError(f"{name}: q, k, v are {self.width(q)}, {self.width(k)}, {self.width(v)} wide, expected "
+                             f"{n_heads} and {n_kv_heads} heads of {head_dim}")
+        if self._n_kv_heads and (self._n_kv_heads, self._head_dim) != (n_kv_heads, head_dim):
+            raise ValueError(f"{name}: all layers must have {self._n_kv_heads} KV heads of {self._head_dim}")
+        cdef Op *op = self._record(ROPE_STORE, name, q)
+        op.x, op.y, op.z = self._buffers[q], self._buffers[k], self._buffers[v]
+        op.layer, op.n_heads, op.n_kv_heads, op.head_dim = layer, n_heads, n_kv_heads, head_dim
+        op.factor = scale
+        op.eps = eps
+        op.weight = self._vector(q_norm, head_dim, name) if q_norm is not None else NULL
+        op.weight2 = self._vector(k_norm, head_dim, name) if k_norm is not None else NULL
+        if cos is not None:
+            if cos.shape != sin.shape or 2 * cos.shape[1] > head_dim or cos.dtype != np.float32:
+                raise ValueError(f"{name}: cos {cos.shape} and sin {sin.shape} do not fit heads of {head_dim}")
+            self._alive += [cos, sin]
+            op.cos = <const float *><size_t>cos.ctypes.data
+            op.sin = <const float *><size_t>sin.ctypes.data
+            op.n_rot = 2 * cos.shape[1]
+            self._max_positions = min(self._max_positions, cos.shape[0])
+            op.pairing = ROPE_PAIRINGS[pairing]
+        self._n_layers = max(self._n_layers, layer + 1)
+        self._n_kv_heads, self._head_dim = n_kv_heads, head_dim
+        self._max_heads = max(self._max_heads, n_heads)
+        return q
+
+    def attention(self, out, q, /, *, layer, n_heads, window=0, softcap=0.0, name):
+        """out = softmax(q k) v over the cache of each token's own sequence."""
+        if self.width(q) != n_heads * self._head_dim:
+            raise ValueError(f"{name}: q is {self.width(q)} wide, expected {n_heads} heads of {self._head_dim}")
+        self.buffer(out, self.width(q))
+        cdef Op *op = self._record(ATTENTION, name, out)
+        op.x = self._buffers[q]
+        op.layer, op.n_heads, op.n_kv_heads, op.head_dim = layer, n_heads, self._n_kv_heads, self._head_dim
+        op.window, op.softcap = window, softcap
+        return out
+
+    def select(self, out, x, /, *, name="select"):
+        """out = x's rows whose logits are wanted; what is recorded after this works on those rows only."""
+        self.buffer(out, self.width(x))
+        self._outputs_only = True
+        self._record(SELECT, name, out).x = self._buffers[x]
+        return out
+
+    def scale(self, out, x, factor, /, *, name):
+        """out = factor * x."""
+        self.buffer(out, self.width(x))
+        cdef Op *op = self._record(SCALE, name, out)
+        op.x = self._buffers[x]
+        op.factor = factor
+        return out
+
+    # Running
+
+    def run(self, tokens, spans, outputs, logits, /, *, capture=None, times=None):
+        """Run every operation for one batch.
+
+        Parameters
+        ----------
+        tokens : int32, (n_tokens,)
+            Those of all sequences, one after the other.
+        spans : sequence of (KVCache, int, int)
+            For each sequence: its cache, the position of its first token here, and how many tokens are here.
+        outputs : int32, (n_outputs,)
+            Rows of the batch whose logits are wanted.
+        logits : float32, (n_outputs, vocab_size), C-contiguous
+            Written.
+        capture : dict, optional
+            Keys are operation names; each value becomes the float32 (n_rows, width) output of that operation.
+        times : float64, (n_stages,), optional
+            Seconds of each stage are added.
+
+        Raises
+        ------
+        ValueError
+            A token, position, cache or array does not fit the program.
+        KeyboardInterrupt
+            Ctrl-C was pressed; the caches hold a part of the batch and positions must be rewound.
+        """
+        tokens = np.ascontiguousarray(tokens, dtype=np.int32)
+        outputs = np.ascontiguousarray(outputs, dtype=np.int32)
+        self._check(tokens, spans, outputs, logits)
+        if len(tokens) == 0:
+            return
+        positions, span_of = self._expand(spans)
+        with self._lock:
+            if capture is None:
+                self._run_stages(tokens, spans, positions, span_of, outputs, logits, 0, -1, times)
+            else:
+                self._run_capturing(tokens, spans, positions, span_of, outputs, logits, capture)
+
+    def _check(self, tokens, spans, outputs, logits):
+        if tokens.ndim != 1 or len(tokens) > self.max_tokens:
+            raise ValueError(f"run: at most {self.max_tokens} tokens in a vector, got shape {tokens.shape}")
+        if len(tokens) and not (0 <= tokens.min() and tokens.max() < self._vocab_size):
+            raise ValueError(f"run: token ids must be in [0, {self._vocab_size}), got {tokens.min()} to {tokens.max()}")
+        if len(outputs) and not (0 <= outputs.min() and outputs.max() < len(tokens)):
+            raise ValueError(f"run: outputs must be rows in [0, {len(tokens)}), got {outputs.min()} to {outputs.max()}")
+        if logits.shape != (len(outputs), self._logits_width) or logits.dtype != np.float32 or \
+                not logits.flags.c_contiguous or not logits.flags.writeable:
+            raise ValueError(f"run: logits must be writable C-contiguous float32 ({len(outputs)}, "
+                             f"{self._logits_width}), got {logits.dtype} {logits.shape}")
+        cdef KVCache cache
+        total = 0
+        for cache, pos, n in spans:
+            if (cache.n_layers, cache.n_kv_heads, cache.head_dim) != (self._n_layers, self._n_kv_heads, self._head_dim):
+                raise ValueError(f"run: the cache has {cache.n_layers} layers, {cache.n_kv_heads} heads of "
+                                 f"{cache.head_dim}; the program wants {self._n_layers}, {self._n_kv_heads}, "
+                                 f"{self._head_dim}")
+            if pos < 0 or n < 1 or pos + n > min(cache.n_ctx, self._max_positions):
+                raise ValueError(f"run: positions {pos} to {pos + n} are not in a cache of {cache.n_ctx}")
+            total += n
+        if total != len(tokens) or len({id(span[0]) for span in spans}) != len(spans):
+            raise ValueError(f"run: {len(tokens)} tokens, but the spans hold {total}, each with a cache of its own")
+
+    def _expand(self, spans):
+        if len(spans) == 1:
+            _, pos, n = spans[0]
+            return np.arange(pos, pos + n, dtype=np.int32), np.zeros(n, dtype=np.int32)
+        positions = np.concatenate([np.arange(pos, pos + n, dtype=np.int32) for _, pos, n in spans])
+        return positions, np.repeat(np.arange(len(spans), dtype=np.int32), [n for _, _, n in spans])
+
+    def _run_capturing(self, tokens, spans, positions, span_of, outputs, logits, capture):
+        unknown = sorted(set(capture) - set(self.names))
+        if unknown:
+            raise ValueError(f"capture: no operation named {', '.join(unknown)}")
+        cdef int op
+        for op in range(self._n_ops):
+            self._run_stages(tokens, spans, positions, span_of, outputs, logits, op, op + 1, None)
+            name = self.names[op]
+            if name in capture:
+                n = len(outputs) if self._ops[op].outputs_only else len(tokens)
+                capture[name] = logits.copy() if self._out_of[op] == "logits" else self._read(self._out_of[op], n)
+
+    def _read(self, name, n):
+        cdef Buffer *buf = &self._buf[<int>self._buffers[name]]
+        out = np.empty((n, buf.width), dtype=np.float32)
+        cdef float[:, ::1] view = out
+        if n:
+            memcpy(&view[0, 0], buf.data, n * buf.width * sizeof(float))
+        return out
+
+    cdef _run_stages(self, tokens, spans, positions, span_of, outputs, logits, int op_begin, int op_end, times):
+        """All stages (op_end < 0), or the single operation [op_begin, op_end)."""
+        cdef const int32_t[::1] token_view = tokens, position_view = positions, span_view = span_of
+        cdef const int32_t[::1] output_view = outputs
+        cdef float[:, ::1] logits_view = logits
+        cdef double[::1] times_view = times
+        cdef Stage single
+        cdef Span[64] few
+        cdef Span *span_array = few
+        cdef KVCache cache
+        cdef woolly_kv_head head
+        cdef Run run
+        cdef int threads = self.n_threads, i
+        cdef int64_t t0 = 0, n_partial = 0
+        many = None
+        if len(spans) > 64:
+            many = np.empty(len(spans) * sizeof(Span), dtype=np.uint8)
+            span_array = <Span *><size_t>many.ctypes.data
+        memset(&run, 0, sizeof(Run))
+        for i, (cache, pos, n) in enumerate(spans):
+            head = cache.head(0, 0)
+            span_array[i] = Span(t0, n, pos, <uint8_t *>head.k, <uint8_t *>head.v, cache.n_kv_heads * cache.head_bytes,
+                                 cache.head_bytes, cache.padded, cache.kv_type)
+            n_partial += (pos // 128 + 1) * self._max_heads * (cache.padded + 2)
+            t0 += n
+        # one token a sequence and few of them: let the tiles be tasks, so that all threads have one
+        run.split = t0 == len(spans) and len(spans) * self._n_kv_heads < 8 * threads and threads > 1
+        if run.split and (self._partial is None or self._partial.size < n_partial):
+            self._partial = np.empty(2 * n_partial, dtype=np.float32)
+        run.scratch_floats = job_scratch((self._head_dim + 15) // 16 * 16)
+        if run.scratch_floats * 4 < self._max_row_bytes():
+            run.scratch_floats = (self._max_row_bytes() + 3) // 4
+        run.scratch_floats = (run.scratch_floats + 31) // 16 * 16
+        if self._scratch is None or self._scratch.size < run.scratch_floats * threads * 4:
+            self._scratch = aligned_empty(run.scratch_floats * threads * 4)
+        run.kernels = active()
+        run.tokens, run.positions, run.span_of = &token_view[0], &position_view[0], &span_view[0]
+        run.n_tokens, run.n_outputs, run.n_spans = len(tokens), len(outputs), len(spans)
+        run.outputs = &output_view[0] if len(outputs) else NULL
+        run.logits = &logits_view[0, 0] if len(outputs) else NULL
+        run.spans, run.buffers, run.ops = span_array, self._buf, self._ops
+        run.scratch = <float *><size_t>self._scratch.ctypes.data
+        run.partial = <float *><size_t>self._partial.ctypes.data if run.split else NULL
+        run.stages, run.n_stages, run.tasks = self._stages, self._n_stages, self._tasks
+        if op_end >= 0:
+            single = Stage(op_begin, op_end)
+            run.stages, run.n_stages = &single, 1
+        if times is not None:
+            if times.shape != (self._n_stages,):
+                raise ValueError(f"run: times must be ({self._n_stages},), got {times.shape}")
+            run.times = &times_view[0]
+        memset(self._tasks, 0, 2 * run.n_stages * sizeof(woolly_tasks))
+        run.checked_s = seconds_now()
+        self._cancel = 0
+        self._interrupt = None
+        with nogil:
+            if threads == 1:
+                self._work(&run, 0, 1)
+            else:
+                with parallel(num_threads=threads):
+                    self._work(&run, openmp.omp_get_thread_num(), openmp.omp_get_num_threads())
+        if self._interrupt is not None:
+            interrupt, self._interrupt = self._interrupt, None
+            raise interrupt
+
+    def _max_row_bytes(self):
+        cdef int i
+        cdef int64_t most = 0
+        for i in range(self._n_ops):
+            if self._ops[i].kind == EMBED:
+                most = max(most, self._ops[i].table.row_bytes)
+        return most
+
+    @property
+    def stage_names(self):
+        """Name of each stage: its first operation's. Kind of `times`' entries."""
+        return [self.names[self._stages[i].begin] for i in range(self._n_stages)]
+
+    @property
+    def vocab_size(self):
+        """Rows of the embedding table: token ids are below this."""
+        return self._vocab_size
+
+    def cancel(self):
+        """Make the run in progress, if any, return soon; its outputs are not valid then."""
+        self._cancel = 1
+
+    cdef bint _signalled(self) noexcept with gil:
+        try:
+            PyErr_CheckSignals()
+        except BaseException as interrupt:
+            self._interrupt = interrupt
+            return True
+        return False
+
+    cdef void _work(self, Run *run, int thread, int n_threads) noexcept nogil:
+        """What one thread does: its share of each stage, a barrier after each."""
+        cdef float *scratch = run.scratch + thread * run.scratch_floats
+        cdef const Stage *stage
+        cdef int s, kind
+        cdef double now, before = run.checked_s
+        for s in range(run.n_stages):
+            stage = &run.stages[s]
+            kind = run.ops[stage.begin].kind
+            if kind == MATMUL:
+                work_matmul(run, &run.ops[stage.begin], &run.tasks[2 * s], n_threads)
+            elif kind == ATTENTION:
+                work_attention(run, &run.ops[stage.begin], &run.tasks[2 * s], scratch, n_threads)
+            else:
+                work_rows(run, stage, &run.tasks[2 * s], scratch, n_threads)
+            if thread == 0:
+                now = seconds_now()
+                if now - run.checked_s > SIGNAL_INTERVAL_S:
+                    run.checked_s = now
+                    if self._signalled():
+                        self._cancel = 1
+                run.stop = self._cancel
+            team_barrier(&run.team, n_threads)
+            if run.times != NULL and thread == 0:
+                now = seconds_now()
+                run.times[s] += now - before
+                before = now
+            if run.stop:
+                return
+
+
+cdef void work_matmul(Run *run, const Op *op, woolly_tasks *tasks, int n_threads) noexcept nogil:
+    """Chunks of row groups over all parts of the operation, taken by whichever thread is free."""
+    cdef int64_t n_cols = run.n_outputs if op.outputs_only else run.n_tokens
+    cdef int64_t total = 0, chunk, task, begin, n_chunks
+    cdef int i
+    cdef woolly_matmul_args args
+    cdef const Buffer *x = &run.buffers[op.x]
+    cdef const MatrixView *m
+    if n_cols == 0:
+        return
+    for i in range(op.n_parts):
+        total += op.parts[i].m.n_groups
+    chunk = total if n_threads == 1 else max(<int64_t>2, total // (n_threads * 8) // 2 * 2)
+    args.n_cols = n_cols
+    args.x, args.x_stride = x.data, x.width
+    args.xq, args.xq_stride = x.q16, x.q16_stride
+    args.accumulate = op.accumulate
+    task = next_task(tasks)
+    begin = 0
+    for i in range(op.n_parts):
+        m = &op.parts[i].m
+        n_chunks = (m.n_groups + chunk - 1) // chunk
+        args.w, args.n_rows, args.n_k = m.w, m.n_rows, m.n_cols
+        if op.parts[i].out == LOGITS:
+            args.out, args.out_stride = run.logits, m.n_rows
+        else:
+            args.out, args.out_stride = run.buffers[op.parts[i].out].data, run.buffers[op.parts[i].out].width
+        while task < begin + n_chunks:
+            run.kernels.formats[m.format].matmul(&args, (task - begin) * chunk,
+                                                 min(m.n_groups, (task - begin + 1) * chunk))
+            task = next_task(tasks)
+        begin += n_chunks
+
+
+cdef void work_rows(Run *run, const Stage *stage, woolly_tasks *tasks, float *scratch, int n_threads) noexcept nogil:
+    cdef int64_t n = run.n_outputs if run.ops[stage.begin].outputs_only else run.n_tokens
+    cdef int64_t chunk = max(<int64_t>1, min(<int64_t>16, n // (n_threads * 4)))
+    cdef int64_t task, row
+    cdef int op
+    while True:
+        task = next_task(tasks)
+        if task * chunk >= n:
+            return
+        for row in range(task * chunk, min(n, task * chunk + chunk)):
+            for op in range(stage.begin, stage.end):
+                work_row(run, &run.ops[op], row, scratch)
+
+
+cdef void work_row(Run *run, const Op *op, int64_t row, float *scratch) noexcept nogil:
+    """One operation for one token (or, after select, one output)."""
+    cdef const woolly_kernels *kernels = run.kernels
+    cdef const Buffer *buf = &run.buffers[op.out]
+    cdef float *out = buf.data + row * buf.width
+    cdef const float *x = run.buffers[op.x].data + row * run.buffers[op.x].width
+    if op.kind == EMBED:
+        matrix_row(kernels, &op.table, run.tokens[row], <uint8_t *>scratch, out)
+        if op.factor != 1:
+            kernels.scale(out, op.factor, buf.width, out)
+    elif op.kind == RMSNORM:
+        if op.accumulate:
+            kernels.rmsnorm(x, op.weight, buf.width, op.eps, <float *>x)
+            kernels.add(out, x, buf.width, out)
+        else:
+            kernels.rmsnorm(x, op.weight, buf.width, op.eps, out)
+    elif op.kind == ADD:
+        kernels.add(x, run.buffers[op.y].data + row * buf.width, buf.width, out)
+    elif op.kind == SCALE:
+        kernels.scale(x, op.factor, buf.width, out)
+    elif op.kind == GLU:
+        kernels.glu(op.activation, x, run.buffers[op.y].data + row * buf.width, buf.width, out)
+    elif op.kind == SELECT:
+        memcpy(out, run.buffers[op.x].data + run.outputs[row] * buf.width, buf.width * sizeof(float))
+    elif op.kind == ROPE_STORE:
+        work_rope_store(run, op, row)
+    if op.quantize_out:
+        kernels.quantize_q16(out, buf.width, buf.q16 + row * buf.q16_stride)
+
+
+cdef void work_rope_store(Run *run, const Op *op, int64_t row) noexcept nogil:
+    cdef const woolly_kernels *kernels = run.kernels
+    cdef float *q = run.buffers[op.x].data + row * run.buffers[op.x].width
+    cdef float *k = run.buffers[op.y].data + row * run.buffers[op.y].width
+    cdef const float *v = run.buffers[op.z].data + row * run.buffers[op.z].width
+    cdef int64_t h, dim = op.head_dim, pos = run.positions[row], half = op.n_rot // 2
+    cdef const Span *span = &run.spans[run.span_of[row]]
+    cdef woolly_kv_head kv
+    for h in range(op.n_heads):
+        if op.weight != NULL:
+            kernels.rmsnorm(q + h * dim, op.weight, dim, op.eps, q + h * dim)
+        if half:
+            kernels.rope(op.pairing, q + h * dim, op.n_rot, op.cos + pos * half, op.sin + pos * half)
+    kernels.scale(q, op.factor, op.n_heads * dim, q)
+    kv.head_dim = span.padded
+    kv.kv_type = span.kv_type
+    for h in range(op.n_kv_heads):
+        if op.weight2 != NULL:
+            kernels.rmsnorm(k + h * dim, op.weight2, dim, op.eps, k + h * dim)
+        if half:
+            kernels.rope(op.pairing, k + h * dim, op.n_rot, op.cos + pos * half, op.sin + pos * half)
+        kv.k = span.k + op.layer * span.layer_bytes + h * span.head_bytes
+        kv.v = span.v + op.layer * span.layer_bytes + h * span.head_bytes
+        kernels.store_kv(&kv, dim, pos, k + h * dim, v + h * dim)
+
+
+cdef void work_attention(Run *run, const Op *op, woolly_tasks *tasks, float *scratch, int n_threads) noexcept nogil:
+    """Tasks of all sequences in a row; when they were split by tiles, a barrier and the merging."""
+    cdef AttentionJob job
+    cdef int64_t s, task, begin, n_tasks, phase, partial
+    for phase in range(2 if run.split else 1):
+        if phase == 1:
+            team_barrier(&run.team, n_threads)
+        task = next_task(&tasks[phase])
+        begin = 0
+        partial = 0
+        for s in range(run.n_spans):
+            set_job(run, op, &run.spans[s], &job)
+            job.partial = run.partial + partial
+            partial += job.n_tiles * op.n_heads * (job.padded + 2)
+            n_tasks = n_merge_tasks(&job) if phase == 1 else n_job_tasks(&job)
+            while task < begin + n_tasks:
+                if phase == 1:
+                    run_merge_task(run.kernels, &job, task - begin, scratch)
+                else:
+                    run_job_task(run.kernels, &job, task - begin, scratch)
+                task = next_task(&tasks[phase])
+            begin += n_tasks
+
+
+cdef void set_job(Run *run, const Op *op, const Span *span, AttentionJob *job) noexcept nogil:
+    cdef const Buffer *q = &run.buffers[op.x]
+    cdef const Buffer *out = &run.buffers[op.out]
+    job.queries.q = q.data + span.t0 * q.width
+    job.queries.q_stride = q.width
+    job.queries.q_head_stride = op.head_dim
+    job.queries.head_dim = op.head_dim
+    job.queries.n_rep = op.n_heads // op.n_kv_heads
+    job.queries.pos = span.pos
+    job.queries.window = op.window
+    job.queries.softcap = op.softcap
+    job.n_tokens = span.n
+    job.n_kv_heads = op.n_kv_heads
+    job.k = span.k + op.layer * span.layer_bytes
+    job.v = span.v + op.layer * span.layer_bytes
+    job.head_bytes = span.head_bytes
+    job.padded = span.padded
+    job.kv_type = span.kv_type
+    job.out = out.data + span.t0 * out.width
+    job.out_stride = out.width
+    plan_job(job, run.split)

@@ -1,0 +1,221 @@
+"""Kernels that work along rows: RMSNorm, gated activations, softmax, exp, RoPE, activation quantisation."""
+
+import numpy as np
+
+from cython.parallel cimport prange
+from libc.stdint cimport int64_t, uint8_t
+
+from woolly._kernels.dispatch cimport active
+from woolly._kernels.kernels cimport (
+    WOOLLY_ACT_GELU_TANH, WOOLLY_ACT_SILU, WOOLLY_QBLOCK, WOOLLY_ROPE_NEOX, WOOLLY_ROPE_NORM, woolly_kernels,
+    woolly_q16_stride,
+)
+
+from woolly._kernels.matmul import check_out
+from woolly._kernels.threads import check_threads
+
+ACTIVATIONS = {"silu": WOOLLY_ACT_SILU, "gelu_tanh": WOOLLY_ACT_GELU_TANH}
+ROPE_PAIRINGS = {"norm": WOOLLY_ROPE_NORM, "neox": WOOLLY_ROPE_NEOX}
+
+
+def rmsnorm_f32(const float[:, ::1] x not None, const float[::1] weight not None, /, *, eps, out=None, n_threads=None):
+    """out = x / sqrt(mean(x^2) + eps) * weight, row by row.
+
+    Parameters
+    ----------
+    x : float32, (n_tokens, n), C-contiguous
+    weight : float32, (n,)
+    eps : float
+    out : float32, (n_tokens, n), optional
+        May be x's own array.
+    n_threads : int, optional
+
+    Returns
+    -------
+    float32, (n_tokens, n)
+
+    Raises
+    ------
+    ValueError
+        Shapes do not fit.
+
+    Notes
+    -----
+    The sum of squares runs over 16 float32 lanes and a fixed tree. Zhang and Sennrich 2019, arXiv:1910.07467.
+    """
+    if weight.shape[0] != x.shape[1]:
+        raise ValueError(f"rmsnorm_f32: x has {x.shape[1]} columns, weight has {weight.shape[0]}")
+    out = check_out(out, (x.shape[0], x.shape[1]), "rmsnorm_f32")
+    cdef float[:, ::1] y = out
+    cdef const woolly_kernels *kernels = active()
+    cdef int64_t t, n = x.shape[1]
+    cdef float epsilon = eps
+    cdef int threads = check_threads(n_threads)
+    if n:
+        for t in prange(x.shape[0], nogil=True, num_threads=threads):
+            kernels.rmsnorm(&x[t, 0], &weight[0], n, epsilon, &y[t, 0])
+    return out
+
+
+def glu_f32(const float[:, ::1] gate not None, const float[:, ::1] up not None, /, *, activation, out=None,
+            n_threads=None):
+    """out = activation(gate) * up: SwiGLU with "silu", GeGLU with "gelu_tanh".
+
+    Parameters
+    ----------
+    gate, up : float32, (n_tokens, n), C-contiguous
+    activation : {"silu", "gelu_tanh"}
+    out : float32, (n_tokens, n), optional
+        May be gate's own array.
+    n_threads : int, optional
+
+    Returns
+    -------
+    float32, (n_tokens, n)
+
+    Raises
+    ------
+    ValueError
+        Shapes differ or the activation is unknown.
+
+    Notes
+    -----
+    Shazeer 2020, arXiv:2002.05202. The tanh form of GELU is x * sigmoid(2 u), u = sqrt(2 / pi) (x + 0.044715 x^3).
+    """
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"glu_f32: unknown activation {activation!r}, known: {', '.join(ACTIVATIONS)}")
+    if gate.shape[0] != up.shape[0] or gate.shape[1] != up.shape[1]:
+        raise ValueError(f"glu_f32: gate is ({gate.shape[0]}, {gate.shape[1]}), up is ({up.shape[0]}, {up.shape[1]})")
+    out = check_out(out, (gate.shape[0], gate.shape[1]), "glu_f32")
+    cdef float[:, ::1] y = out
+    cdef const woolly_kernels *kernels = active()
+    cdef int64_t t, n = gate.shape[1]
+    cdef int act = ACTIVATIONS[activation], threads = check_threads(n_threads)
+    if n:
+        for t in prange(gate.shape[0], nogil=True, num_threads=threads):
+            kernels.glu(act, &gate[t, 0], &up[t, 0], n, &y[t, 0])
+    return out
+
+
+def exp_f32(const float[::1] x not None, /):
+    """exp(x), the polynomial that softmax and the activations use: within 2 ulp, 0 below -87.3.
+
+    Parameters
+    ----------
+    x : float32, (n,)
+
+    Returns
+    -------
+    float32, (n,)
+    """
+    out = np.empty(x.shape[0], dtype=np.float32)
+    cdef float[::1] y = out
+    if x.shape[0]:
+        with nogil:
+            active().exp(&x[0], x.shape[0], &y[0])
+    return out
+
+
+def softmax_f32(const float[:, ::1] x not None, /, *, out=None, n_threads=None):
+    """out = exp(x - max x) / sum exp(x - max x), row by row.
+
+    Parameters
+    ----------
+    x : float32, (n_tokens, n), C-contiguous
+    out : float32, (n_tokens, n), optional
+    n_threads : int, optional
+
+    Returns
+    -------
+    float32, (n_tokens, n)
+    """
+    out = check_out(out, (x.shape[0], x.shape[1]), "softmax_f32")
+    cdef float[:, ::1] y = out
+    cdef const woolly_kernels *kernels = active()
+    cdef int64_t t, n = x.shape[1]
+    cdef int threads = check_threads(n_threads)
+    if n:
+        for t in prange(x.shape[0], nogil=True, num_threads=threads):
+            kernels.softmax(&x[t, 0], n, &y[t, 0])
+    return out
+
+
+def rope_f32(const float[:, :, ::1] x not None, const float[:, ::1] cos not None, const float[:, ::1] sin not None, /, *,
+             pairing, n_threads=None):
+    """Rotate the first n_rot dimensions of each head: (a, b) -> (a cos - b sin, b cos + a sin).
+
+    Parameters
+    ----------
+    x : float32, (n_tokens, n_heads, head_dim), C-contiguous
+    cos, sin : float32, (n_tokens, n_rot / 2)
+        Of each token's position.
+    pairing : {"norm", "neox"}
+        Pairs are (2 i, 2 i + 1) or (i, i + n_rot / 2).
+    n_threads : int, optional
+
+    Returns
+    -------
+    float32, (n_tokens, n_heads, head_dim)
+
+    Raises
+    ------
+    ValueError
+        Shapes do not fit or the pairing is unknown.
+
+    Notes
+    -----
+    Su et al. 2021, arXiv:2104.09864.
+    """
+    if pairing not in ROPE_PAIRINGS:
+        raise ValueError(f"rope_f32: unknown pairing {pairing!r}, known: {', '.join(ROPE_PAIRINGS)}")
+    if (cos.shape[0], cos.shape[1]) != (sin.shape[0], sin.shape[1]) or cos.shape[0] != x.shape[0]:
+        raise ValueError(f"rope_f32: x has {x.shape[0]} tokens, cos is ({cos.shape[0]}, {cos.shape[1]}), "
+                         f"sin is ({sin.shape[0]}, {sin.shape[1]})")
+    if 2 * cos.shape[1] > x.shape[2]:
+        raise ValueError(f"rope_f32: {2 * cos.shape[1]} dimensions to rotate, heads have {x.shape[2]}")
+    out = np.array(x, dtype=np.float32, order="C")
+    cdef float[:, :, ::1] y = out
+    cdef const woolly_kernels *kernels = active()
+    cdef int64_t t, head, n_rot = 2 * cos.shape[1], n_heads = x.shape[1]
+    cdef int pairs = ROPE_PAIRINGS[pairing], threads = check_threads(n_threads)
+    if n_rot and n_heads:
+        for t in prange(x.shape[0], nogil=True, num_threads=threads):
+            for head in range(n_heads):
+                kernels.rope(pairs, &y[t, head, 0], n_rot, &cos[t, 0], &sin[t, 0])
+    return out
+
+
+def quantize_q16(const float[:, ::1] x not None, /):
+    """Quantise activations to 16 bits per 32 values: q = 256 hi + lo = round(32639 x / max|x|), d = max|x| / 32639.
+
+    Parameters
+    ----------
+    x : float32, (n_tokens, n), C-contiguous, n a multiple of 32
+
+    Returns
+    -------
+    q : int32, (n_tokens, n)
+    d : float32, (n_tokens, n / 32)
+
+    Raises
+    ------
+    ValueError
+        n is not a multiple of 32.
+
+    Notes
+    -----
+    Rounds half to even; the lower digit is never -128, such a q is one more. A block whose maximum is at most 1e-33
+    becomes zero; one that holds a NaN or an infinity gets that as its scale, so that it cannot go unnoticed.
+    """
+    cdef int64_t n = x.shape[1], t, stride = woolly_q16_stride(n)
+    if n % WOOLLY_QBLOCK:
+        raise ValueError(f"quantize_q16: expected a multiple of {WOOLLY_QBLOCK} columns, got {n}")
+    records = np.zeros((x.shape[0], stride), dtype=np.uint8)
+    cdef uint8_t[:, ::1] view = records
+    if n:
+        with nogil:
+            for t in range(x.shape[0]):
+                active().quantize_q16(&x[t, 0], n, &view[t, 0])
+    digits = records[:, :2 * n].view(np.int8).astype(np.int32)
+    scales = np.ascontiguousarray(records[:, 2 * n:2 * n + n // WOOLLY_QBLOCK * 4])
+    return 256 * digits[:, :n] + digits[:, n:], scales.view(np.float32)

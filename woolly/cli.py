@@ -1,0 +1,186 @@
+"""The `woolly` command: its arguments, and errors as one line.
+
+Each command is a function in a `cli_*` module, imported when it is used, so that `woolly --help` is quick. To add one:
+write the function (parsed arguments in, exit code out), and a `_add_…` here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from woolly.errors import WoollyError
+from woolly.terminal import one_line
+
+EXIT_FAILURE = 1
+EXIT_USAGE = 2
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE
+
+_MODEL_HELP = "path of a GGUF file, a known name (see `woolly list`) or hf:OWNER/REPO[:QUANT]; default: smollm2"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code: 0, 1 for a failure, 2 for wrong usage, 130 for Ctrl-C."""
+    args = make_parser().parse_args(argv)
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError, ValueError):  # a terminal that cannot show a character shows ?
+            stream.reconfigure(errors="replace")  # type: ignore[union-attr]
+    try:
+        code = _function_of(args.command)(args)
+        sys.stdout.flush()
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:
+        _silence_stdout()
+        return EXIT_BROKEN_PIPE
+    except Exception as error:
+        if args.debug:
+            traceback.print_exc()
+        else:
+            print(f"woolly: error: {describe(error)}", file=sys.stderr)
+        return EXIT_FAILURE
+    return code
+
+
+def describe(error: BaseException) -> str:
+    """An error as one line for the user; an unexpected kind is named, as it is a bug of ours."""
+    if isinstance(error, MemoryError):
+        return one_line(f"out of memory: {error}" if str(error) else "out of memory")
+    if isinstance(error, OSError) and error.strerror:
+        return one_line(f"{error.filename}: {error.strerror}" if error.filename else error.strerror)
+    if isinstance(error, (WoollyError, OSError, ValueError)):
+        return one_line(str(error) or type(error).__name__)
+    return one_line(f"internal error, {type(error).__name__}: {error} (--debug shows where)")
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of the whole command."""
+    parser = _Parser(prog="woolly", description="LLM inference on CPUs: run GGUF models.")
+    parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
+    parser.add_argument("--debug", action="store_true", help="show a traceback where a command fails")
+    commands = parser.add_subparsers(metavar="COMMAND", dest="command_name", required=True)
+    for add in (_add_run, _add_inspect, _add_pull, _add_list):
+        command = add(commands)
+        # SUPPRESS: a default here would undo a --debug that stands before the command.
+        command.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
+        command.set_defaults(parser=command)
+    return parser
+
+
+# --- the commands ---
+
+
+def _add_run(commands: Any) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "run", help="generate text", description="Generate text from a prompt, or chat.", allow_abbrev=False
+    )
+    parser.set_defaults(command="woolly.cli_run:run")
+    parser.add_argument("model", metavar="MODEL", nargs="?", help=_MODEL_HELP)
+    mode = parser.add_mutually_exclusive_group(required=True)
+    mode.add_argument("--prompt", metavar="TEXT", help="answer this")
+    mode.add_argument("--interactive", action="store_true", help="chat; Ctrl-C stops an answer, /help shows commands")
+    mode.add_argument("--dry-run", action="store_true", help="open the model, print the memory plan, generate nothing")
+
+    text = parser.add_argument_group("text")
+    text.add_argument(
+        "-n", dest="max_tokens", metavar="N", type=_at_least_1, help="tokens at most; default: 256, 1024 in a chat"
+    )
+    text.add_argument("--raw", action="store_true", help="continue the prompt as it is, without the chat template")
+
+    sampling = parser.add_argument_group("sampling")
+    sampling.add_argument("--temperature", metavar="T", type=float, help="0 takes the likeliest token; default: 0.8")
+    sampling.add_argument("--top-k", metavar="K", type=int, help="of the K likeliest tokens; default: 40, 0 is off")
+    sampling.add_argument("--top-p", metavar="P", type=float, help="of the likeliest that sum to P; default: 0.95")
+    sampling.add_argument("--min-p", metavar="P", type=float, help="of those P × as likely as the best; default: 0.05")
+    sampling.add_argument("--repeat-penalty", metavar="R", type=float, help="above 1 avoids repeats; default: 1.0")
+    sampling.add_argument("--seed", metavar="S", type=int, help="of the random numbers; default: a new one each time")
+
+    engine = parser.add_argument_group("engine")
+    engine.add_argument("--threads", metavar="N", type=_at_least_1, help="default: the cores that may be used")
+    engine.add_argument("--ctx", metavar="N", type=_at_least_1, help="context in tokens; default: the model's choice")
+
+    output = parser.add_argument_group("output")
+    output.add_argument("--timing", action="store_true", help="print load time, time to first token and tokens/s")
+    output.add_argument("--json", action="store_true", help="print one JSON object and nothing else on stdout")
+    return parser
+
+
+def _add_inspect(commands: Any) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "inspect", help="show what is in a model file", description="Show what is in a model file."
+    )
+    parser.set_defaults(command="woolly.cli_models:inspect")
+    parser.add_argument("model", metavar="MODEL", nargs="?", help=_MODEL_HELP)
+    parser.add_argument("--tensors", action="store_true", help="list the tensors")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    return parser
+
+
+def _add_pull(commands: Any) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "pull", help="fetch a model into the cache", description="Fetch a model into the cache and print its path."
+    )
+    parser.set_defaults(command="woolly.cli_models:pull")
+    parser.add_argument("model", metavar="NAME", help="a known name (see `woolly list`) or hf:OWNER/REPO[:QUANT]")
+    parser.add_argument("--force", action="store_true", help="fetch it even if it is in the cache")
+    return parser
+
+
+def _add_list(commands: Any) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "list", help="show the models in the cache", description="Show the models in the cache, and what can be pulled."
+    )
+    parser.set_defaults(command="woolly.cli_models:list_models")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    return parser
+
+
+# --- argparse, made to say one line ---
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(EXIT_USAGE, f"{self.prog}: error: {one_line(message)} (see {self.prog} --help)\n")
+
+
+class _Version(argparse.Action):
+    """Looks the version up only when it is asked for."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        from importlib.metadata import PackageNotFoundError, version
+
+        try:
+            text = version("woolly")
+        except PackageNotFoundError:
+            text = "(not installed)"
+        print(f"woolly {text}")
+        parser.exit()
+
+
+def _at_least_1(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {value}")
+    return value
+
+
+_at_least_1.__name__ = "integer"  # argparse: "invalid integer value: 'x'"
+
+
+def _function_of(command: str) -> Callable[[argparse.Namespace], int]:
+    module, _, name = command.partition(":")
+    function: Callable[[argparse.Namespace], int] = getattr(importlib.import_module(module), name)
+    return function
+
+
+def _silence_stdout() -> None:
+    """The reader is gone: keep Python from complaining when it flushes stdout at exit."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

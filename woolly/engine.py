@@ -1,0 +1,195 @@
+"""Prefill and decode over token ids, for many sequences at once. Knows nothing of text.
+
+A step takes new tokens of any number of sequences, each with its own KV cache and position, and cuts them into batches
+that fit the program. What comes out for a sequence does not depend on the others, nor on how it was cut.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from woolly._kernels import KVCache, Program
+from woolly.config import ModelConfig
+from woolly.errors import ContextFullError, WoollyError
+
+
+class EngineSequence:
+    """One sequence: its KV cache and how many positions of it are filled.
+
+    Attributes
+    ----------
+    cache : KVCache
+    n_past : int
+        Positions in the cache, in tokens.
+    """
+
+    def __init__(self, cache: KVCache) -> None:
+        self.cache = cache
+        self.n_past = 0
+
+    def rewind(self, n: int, /) -> None:
+        """Forget all but the first n positions.
+
+        Raises
+        ------
+        ValueError
+            The sequence has no n positions.
+        """
+        if not 0 <= n <= self.n_past:
+            raise ValueError(f"rewind: cannot go to {n}, the sequence has {self.n_past} positions")
+        self.n_past = n
+
+
+@dataclass
+class _Piece:
+    """A run of one sequence's tokens within a batch, and which of them want logits."""
+
+    item: int
+    begin: int
+    end: int
+
+
+class Engine:
+    """Runs a recorded program over sequences.
+
+    Parameters
+    ----------
+    program : Program
+    config : ModelConfig
+    n_ctx : int
+        Most positions a sequence may have.
+    cache_dtype : {"f16", "f32"}
+
+    Notes
+    -----
+    Safe to use from several threads: the program runs one step at a time and lets go of the GIL. A sequence belongs to
+    one thread at a time.
+    """
+
+    def __init__(self, program: Program, config: ModelConfig, n_ctx: int, *, cache_dtype: str = "f16") -> None:
+        self.program = program
+        self.config = config
+        self.n_ctx = n_ctx
+        self.cache_dtype = cache_dtype
+
+    @property
+    def kv_cache_bytes(self) -> int:
+        """Bytes of one sequence's cache, once it is full."""
+        c = self.config
+        return KVCache.bytes_for(c.n_layers, c.n_kv_heads, c.head_dim, self.n_ctx, dtype=self.cache_dtype)
+
+    def new_sequence(self) -> EngineSequence:
+        """An empty sequence."""
+        c = self.config
+        return EngineSequence(KVCache(c.n_layers, c.n_kv_heads, c.head_dim, self.n_ctx, dtype=self.cache_dtype))
+
+    def step(
+        self,
+        items: Sequence[tuple[EngineSequence, Sequence[int] | NDArray[np.integer]]],
+        *,
+        logits: str = "last",
+        chunk: int | None = None,
+        capture: dict[str, NDArray[np.float32] | None] | None = None,
+    ) -> list[NDArray[np.float32]]:
+        """Append tokens to sequences and compute logits.
+
+        Parameters
+        ----------
+        items : sequence of (EngineSequence, token ids)
+            Each sequence at most once, with at least one token.
+        logits : {"last", "all"}
+            For which of the new tokens.
+        chunk : int, optional
+            Most tokens computed at a time; the program's limit if None. Changes no result.
+        capture : dict, optional
+            Keys name operations (`program.names`); values become float32 (n_tokens, width), all items in a row.
+
+        Returns
+        -------
+        list of float32, (n, vocab_size)
+            For each item; n is 1 for "last".
+
+        Raises
+        ------
+        ContextFullError
+            A sequence would grow beyond n_ctx. No sequence has changed.
+        WoollyError
+            A token id is out of range, or an item has no tokens.
+        """
+        if logits not in ("last", "all"):
+            raise ValueError(f'step: logits must be "last" or "all", got {logits!r}')
+        tokens = [self._checked(sequence, ids) for sequence, ids in items]
+        limit = min(chunk or self.program.max_tokens, self.program.max_tokens)
+        n_rows = [1 if logits == "last" else len(ids) for ids in tokens]
+        results = [np.empty((n, self.config.vocab_size), dtype=np.float32) for n in n_rows]
+        captured: dict[str, list[NDArray[np.float32]]] = {name: [] for name in capture or ()}
+        for batch in _batches([len(ids) for ids in tokens], limit):
+            self._run(batch, [sequence for sequence, _ in items], tokens, results, captured)
+        if capture is not None:
+            capture.update({name: np.concatenate(parts) for name, parts in captured.items() if parts})
+        return results
+
+    def _checked(self, sequence: EngineSequence, ids: Sequence[int] | NDArray[np.integer]) -> NDArray[np.int32]:
+        array = np.asarray(ids)
+        if array.ndim != 1 or array.size == 0 or array.dtype.kind not in "iu":
+            raise WoollyError(f"expected at least one token id in a vector of integers, got {array.dtype} {array.shape}")
+        if array.min() < 0 or array.max() >= self.config.vocab_size:
+            bad = array[(array < 0) | (array >= self.config.vocab_size)][0]
+            raise WoollyError(f"token id {bad} is not in the vocabulary of {self.config.vocab_size}")
+        if sequence.n_past + array.size > self.n_ctx:
+            raise ContextFullError(
+                f"{sequence.n_past} tokens in the context and {array.size} new ones do not fit into n_ctx = {self.n_ctx}"
+            )
+        return array.astype(np.int32)
+
+    def _run(
+        self,
+        batch: list[_Piece],
+        sequences: list[EngineSequence],
+        tokens: list[NDArray[np.int32]],
+        results: list[NDArray[np.float32]],
+        captured: Mapping[str, list[NDArray[np.float32]]],
+    ) -> None:
+        spans = [(sequences[p.item].cache, sequences[p.item].n_past, p.end - p.begin) for p in batch]
+        outputs, places, start = [], [], 0
+        for p in batch:
+            wants_all = len(results[p.item]) == len(tokens[p.item])
+            first = p.begin if wants_all else max(p.begin, len(tokens[p.item]) - 1)
+            outputs += range(start + first - p.begin, start + p.end - p.begin)
+            places += [(p.item, row if wants_all else 0) for row in range(first, p.end)]
+            start += p.end - p.begin
+        if len(batch) == 1 and len(places) == len(results[batch[0].item]):
+            rows = results[batch[0].item]  # the usual case: written in place
+        else:
+            rows = np.empty((len(places), self.config.vocab_size), dtype=np.float32)
+        ids = np.concatenate([tokens[p.item][p.begin : p.end] for p in batch])
+        capture = dict.fromkeys(captured) if captured else None
+        self.program.run(ids, spans, np.array(outputs, dtype=np.int32), rows, capture=capture)
+        for p in batch:
+            sequences[p.item].n_past += p.end - p.begin
+        for name in captured:
+            captured[name].append(capture[name])
+        if rows is not results[batch[0].item]:
+            for (item, row), values in zip(places, rows, strict=True):
+                results[item][row] = values
+
+
+def _batches(lengths: list[int], limit: int) -> list[list[_Piece]]:
+    """Cut items of these lengths into batches of at most `limit` tokens, in order."""
+    batches: list[list[_Piece]] = [[]]
+    room = limit
+    for item, length in enumerate(lengths):
+        begin = 0
+        while begin < length:
+            if room == 0:
+                batches.append([])
+                room = limit
+            end = min(length, begin + room)
+            batches[-1].append(_Piece(item, begin, end))
+            room -= end - begin
+            begin = end
+    return batches

@@ -1,0 +1,118 @@
+"""Opening models: from a GGUF file, by path or by name."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+from woolly._kernels import Program
+from woolly.chat import ChatTemplate
+from woolly.engine import Engine
+from woolly.errors import GGUFError, WoollyError
+from woolly.gguf_file import GGUFFile
+from woolly.metadata import Metadata
+from woolly.model import Model
+from woolly.models import architecture
+from woolly.tokenizer import Tokenizer
+from woolly.weights import Weights
+
+DEFAULT_N_CTX = 4096
+MAX_BATCH_TOKENS = 256  # of one run: more makes prefill no faster, and takes scratch
+
+
+def load_gguf(
+    path: str | os.PathLike[str],
+    *,
+    n_ctx: int | None = None,
+    n_threads: int | None = None,
+    cache_dtype: str = "f16",
+    name: str | None = None,
+) -> Model:
+    """Open a GGUF model.
+
+    Parameters
+    ----------
+    path : path
+    n_ctx : int, optional
+        Most tokens a session may hold; by default what the model was trained for, but at most 4096.
+    n_threads : int, optional
+        By default one for each physical core that the process may use.
+    cache_dtype : {"f16", "f32"}
+        Of keys and values.
+    name : str, optional
+        What the model calls itself in messages; by default the file's name.
+
+    Returns
+    -------
+    Model
+
+    Raises
+    ------
+    GGUFError
+        The file is malformed, or its tensors do not fit its configuration.
+    UnsupportedModelError, UnsupportedFormatError
+        It is well-formed, but this version cannot run it.
+    WoollyError
+        n_ctx or n_threads is out of range.
+    OSError
+        The file cannot be read.
+
+    Notes
+    -----
+    Weights are packed tensor by tensor as the file is read and stay quantised; nothing refers to the file afterwards.
+    """
+    started = time.perf_counter()
+    with GGUFFile.open(path) as file:
+        arch = architecture(file.metadata.get_str("general.architecture"))
+        config = arch.read_config(file.metadata)
+        n_ctx = _check_n_ctx(n_ctx, config.n_ctx_train)
+        tokenizer = Tokenizer.from_metadata(file.metadata)
+        if tokenizer.vocab_size != config.vocab_size:
+            raise GGUFError(f"{path}: the tokenizer has {tokenizer.vocab_size} tokens, the model {config.vocab_size}")
+        program = Program(min(MAX_BATCH_TOKENS, n_ctx), n_threads)
+        weights = Weights(file, n_threads=program.n_threads)
+        arch.record(program, config, weights, n_ctx)
+        weights.check_all_taken()
+        template = _read_template(file.metadata, tokenizer)
+    engine = Engine(program, config, n_ctx, cache_dtype=cache_dtype)
+    return Model(
+        name or Path(path).stem,
+        engine,
+        tokenizer,
+        template,
+        weights_bytes=weights.nbytes,
+        load_s=time.perf_counter() - started,
+    )
+
+
+def load(
+    model: str | os.PathLike[str] | None = None, *, n_ctx: int | None = None, n_threads: int | None = None
+) -> Model:
+    """Open a model by path or by a name that `woolly pull` knows; the default model if none is given.
+
+    A known model that is not in the cache is fetched first. Parameters and errors otherwise as for `load_gguf`.
+    """
+    from woolly import hub
+
+    path = hub.resolve(model)
+    known = isinstance(model, str) and not os.path.exists(model)
+    return load_gguf(path, n_ctx=n_ctx, n_threads=n_threads, name=model if known else None)
+
+
+def _check_n_ctx(n_ctx: int | None, n_ctx_train: int) -> int:
+    if n_ctx is None:
+        return min(DEFAULT_N_CTX, n_ctx_train)
+    if isinstance(n_ctx, bool) or not isinstance(n_ctx, int) or n_ctx < 1:
+        raise WoollyError(f"n_ctx: expected a positive integer, got {n_ctx!r}")
+    if n_ctx > n_ctx_train:
+        raise WoollyError(f"n_ctx: {n_ctx} tokens asked for, the model was trained for {n_ctx_train}")
+    return n_ctx
+
+
+def _read_template(metadata: Metadata, tokenizer: Tokenizer) -> ChatTemplate | None:
+    source = metadata.get_str("tokenizer.chat_template", None)
+    if source is None:
+        return None
+    bos, eos = (None if i is None else tokenizer.id_to_token(i) for i in (tokenizer.bos_id, tokenizer.eos_id))
+    return ChatTemplate(source, bos_token=bos, eos_token=eos)

@@ -1,0 +1,102 @@
+"""The weights of a model file, packed for the kernels as they are asked for.
+
+Owns shapes, streaming and accounting: a tensor is packed from the mapped file, its source pages are released, and
+nothing is inflated on the way. It does not know what a tensor is for.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+from woolly._kernels import PackedMatrix, dequantize, kernel_formats
+from woolly.errors import GGUFError, UnsupportedFormatError
+from woolly.gguf_file import GGUFFile, TensorInfo
+
+
+class Weights:
+    """Tensors of a GGUF file by name, checked against the shape that the model expects.
+
+    Parameters
+    ----------
+    file : GGUFFile
+    n_threads : int, optional
+        For packing.
+
+    Attributes
+    ----------
+    nbytes : int
+        Bytes of all weights taken so far, as they lie in memory.
+    """
+
+    def __init__(self, file: GGUFFile, *, n_threads: int | None = None) -> None:
+        self._file = file
+        self._n_threads = n_threads
+        self._taken: set[str] = set()
+        self.nbytes = 0
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._file.tensors
+
+    def matrix(self, name: str, shape: tuple[int, int], /) -> PackedMatrix:
+        """The matrix `name`, packed.
+
+        Parameters
+        ----------
+        name : str
+        shape : (n_rows, n_cols)
+            What the model's configuration says.
+
+        Raises
+        ------
+        GGUFError
+            The tensor is missing or has another shape.
+        UnsupportedFormatError
+            No kernel takes its format.
+        """
+        info = self._checked(name, shape)
+        rows = self._file.tensor_bytes(name).reshape(info.shape[0], -1)
+        packed = PackedMatrix(*shape, info.format.name).pack(rows, n_threads=self._n_threads)
+        self._file.release(name)
+        self.nbytes += packed.nbytes
+        return packed
+
+    def vector(self, name: str, n: int, /) -> NDArray[np.float32]:
+        """The vector `name` as float32, (n,). Raises as `matrix` does."""
+        info = self._checked(name, (n,))
+        values = dequantize(self._file.tensor_bytes(name).reshape(1, -1), info.format.name)[0]
+        self.nbytes += values.nbytes
+        return values
+
+    def check_all_taken(self) -> None:
+        """Refuse a file with tensors that the model has no use for: its arithmetic would not be this model's.
+
+        Raises
+        ------
+        GGUFError
+            Names the first such tensor.
+        """
+        for name in self._file.tensors:
+            if name not in self._taken:
+                raise GGUFError(f"{self._file.path}: tensor {name!r} has no place in this architecture")
+
+    def skip(self, name: str) -> None:
+        """Say that a tensor is known and not needed."""
+        self._taken.add(name)
+
+    def _checked(self, name: str, shape: tuple[int, ...]) -> TensorInfo:
+        info = self._file.tensors.get(name)
+        if info is None:
+            raise GGUFError(f"{self._file.path}: tensor {name!r} is missing")
+        if info.shape != shape:
+            raise GGUFError(
+                f"{self._file.path}: tensor {name!r} at offset {info.offset} has shape {info.shape}, "
+                f"the configuration says {shape}"
+            )
+        if info.format.name not in kernel_formats():
+            raise UnsupportedFormatError(
+                f"{self._file.path}: tensor {name!r} is stored as {info.format.name}, which has no kernels yet; "
+                f"those that have: {', '.join(kernel_formats())}"
+            )
+        self._taken.add(name)
+        return info
