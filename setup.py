@@ -27,7 +27,7 @@ is_x86 = platform.machine().lower() in ("x86_64", "amd64")
 isas = X86_ISAS if is_x86 else OTHER_ISAS
 
 # -ffp-contract=off: an fma happens where the source says so, on every instruction set alike.
-C_FLAGS = ["-std=gnu11", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fvisibility=hidden", "-fPIC"]
+C_FLAGS = ["-std=gnu11", "-O3", "-g0", "-ffp-contract=off", "-fno-math-errno", "-fvisibility=hidden", "-fPIC"]
 C_FLAGS += ["-Wall", "-Wextra", "-Wno-psabi", "-Wno-unknown-pragmas"]
 headers = sorted(str(path) for path in KERNELS.glob("c/**/*.h"))
 
@@ -44,7 +44,7 @@ extensions = [
         [str(path)],
         include_dirs=[str(KERNELS / "c"), numpy.get_include()],
         define_macros=[("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION")] + ([("WOOLLY_X86", "1")] if is_x86 else []),
-        extra_compile_args=["-O2", "-ffp-contract=off", "-fopenmp", "-Wno-unused-function", "-Wno-array-bounds"],
+        extra_compile_args=["-O2", "-g0", "-ffp-contract=off", "-fopenmp", "-Wno-unused-function", "-Wno-array-bounds"],
         extra_link_args=["-fopenmp"],
         libraries=["m"],
         depends=headers,
