@@ -23,6 +23,9 @@ Pairing = Literal["neox", "norm"]
 ACTIVATION_BLOCK = 32
 """Activations of a quantised matmul share one scale per this many values."""
 
+ACTIVATION_MOST = 127 * 256 + 127
+"""The largest quantised activation: both of its digits, 256 hi + lo, are 127."""
+
 UNQUANTISED = {gguf.GGMLQuantizationType[name] for name in ("F32", "F16", "BF16")}
 
 
@@ -39,21 +42,27 @@ def dequantize(raw: npt.NDArray[np.uint8], ggml_type: str | gguf.GGMLQuantizatio
     return gguf.quants.dequantize(np.ascontiguousarray(raw), ggml_type)
 
 
-def quantize_activations(x: npt.ArrayLike) -> tuple[npt.NDArray[np.int8], npt.NDArray[np.float32]]:
-    """Quantise rows to int8 with one scale per 32 values: d = absmax / 127, q = round_half_even(127 x / absmax).
+def quantize_activations(x: npt.ArrayLike) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
+    """Quantise rows to 16 bits with one scale per 32 values: d = absmax / 32639, q = round_half_even(x / d).
 
-    x : (..., k), k a multiple of 32. Returns q int8 (..., k) and d float32 (..., k / 32). A block of zeros gives d = 0.
-    The quotient is not rounded before q is: float32 arithmetic may land one step away where it lies near a half.
+    q is written in two int8 digits, q = 256 hi + lo, and -128 is no lower digit: such a q is one more.
+
+    x : (..., k), k a multiple of 32. Returns q int32 (..., k) and d float32 (..., k / 32). A block whose absmax is at
+    most 1e-33 gives zeros. The quotient is not rounded before q is: float32 arithmetic may land one step away where it
+    lies near a half.
     """
     x = np.asarray(x, np.float64)
     blocks = x.reshape(*x.shape[:-1], x.shape[-1] // ACTIVATION_BLOCK, ACTIVATION_BLOCK)
     absmax = np.abs(blocks).max(axis=-1, keepdims=True)
-    q = np.rint(127 * blocks / np.where(absmax > 0, absmax, 1))
-    return q.astype(np.int8).reshape(x.shape), (absmax[..., 0] / 127).astype(np.float32)
+    absmax = np.where(absmax <= 1e-33, 0, absmax)
+    q = np.where(absmax > 0, np.rint(ACTIVATION_MOST * blocks / np.where(absmax > 0, absmax, 1)), 0)
+    high = np.floor((q + 128) / 256)
+    q = 256 * high + np.maximum(q - 256 * high, -127)
+    return q.astype(np.int32).reshape(x.shape), (absmax[..., 0] / ACTIVATION_MOST).astype(np.float32)
 
 
-def dequantize_activations(q: npt.NDArray[np.int8], d: npt.NDArray[np.float32]) -> Array:
-    """q int8 (..., k) times its scale d float32 (..., k / 32), as float64 (..., k)."""
+def dequantize_activations(q: npt.NDArray[np.int32], d: npt.NDArray[np.float32]) -> Array:
+    """q int32 (..., k) times its scale d float32 (..., k / 32), as float64 (..., k)."""
     return q.astype(np.float64) * np.repeat(d.astype(np.float64), ACTIVATION_BLOCK, axis=-1)
 
 

@@ -59,7 +59,7 @@ class FakeModel:
     n_threads = 2
     isa = "avx2"
     load_s = 0.5
-    config = types.SimpleNamespace(n_ctx=4096)
+    n_ctx = 4096
 
     def __init__(self, script=("Par", "is", "."), chat_template=True, finish_reason="stop"):
         self.script = script

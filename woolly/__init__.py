@@ -22,6 +22,7 @@ _HOME = {
     "MemoryPlan": "model",
     "Model": "model",
     "ModelConfig": "config",
+    "NotEnoughMemoryError": "errors",
     "PackedMatrix": "_kernels",
     "Piece": "session",
     "SamplingParams": "sampling",
@@ -34,6 +35,7 @@ _HOME = {
     "UnsupportedModelError": "errors",
     "WoollyError": "errors",
     "load": "loading",
+    "load_fast_fp32": "loading",
     "load_gguf": "loading",
     "show_config": "environment",
     "use_isa": "_kernels",
@@ -50,6 +52,7 @@ if TYPE_CHECKING:
         ContextFullError,
         DownloadError,
         GGUFError,
+        NotEnoughMemoryError,
         TemplateError,
         UnsupportedFormatError,
         UnsupportedISAError,
@@ -57,7 +60,7 @@ if TYPE_CHECKING:
         WoollyError,
     )
     from woolly.gguf_file import GGUFFile
-    from woolly.loading import load, load_gguf
+    from woolly.loading import load, load_fast_fp32, load_gguf
     from woolly.model import MemoryPlan, Model
     from woolly.sampling import SamplingParams
     from woolly.session import Completion, Piece, Session, Timing

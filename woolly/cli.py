@@ -66,7 +66,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     parser.add_argument("--debug", action="store_true", help="show a traceback where a command fails")
     commands = parser.add_subparsers(metavar="COMMAND", dest="command_name", required=True)
-    for add in (_add_run, _add_inspect, _add_pull, _add_list):
+    for add in (_add_run, _add_inspect, _add_pull, _add_list, _add_synth):
         command = add(commands)
         # SUPPRESS: a default here would undo a --debug that stands before the command.
         command.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
@@ -106,6 +106,10 @@ def _add_run(commands: Any) -> argparse.ArgumentParser:
     engine.add_argument("--threads", metavar="N", type=_at_least_1, help="default: the cores that may be used")
     engine.add_argument("--ctx", metavar="N", type=_at_least_1, help="context in tokens; default: the model's choice")
 
+    generated = parser.add_argument_group("generated weights", "to measure with: the text is noise")
+    generated.add_argument("--fast-fp32", action="store_true", help="generate a model of these sizes instead of MODEL")
+    _add_sizes(generated)
+
     output = parser.add_argument_group("output")
     output.add_argument("--timing", action="store_true", help="print load time, time to first token and tokens/s")
     output.add_argument("--json", action="store_true", help="print one JSON object and nothing else on stdout")
@@ -140,6 +144,34 @@ def _add_list(commands: Any) -> argparse.ArgumentParser:
     parser.set_defaults(command="woolly.cli_models:list_models")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     return parser
+
+
+def _add_synth(commands: Any) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "synth",
+        help="write a model with generated weights",
+        description="Write the model of `run --fast-fp32` as a GGUF file, which other engines open too.",
+        allow_abbrev=False,
+    )
+    parser.set_defaults(command="woolly.cli_synth:synth")
+    parser.add_argument("out", metavar="OUT.gguf", help="the file to write")
+    _add_sizes(parser)
+    parser.add_argument("--ctx", dest="n_ctx", metavar="N", type=int, help="context in tokens; default: 2048")
+    parser.add_argument("--seed", metavar="S", type=int, help="of the weights; default: 42")
+    parser.add_argument("--vocab", metavar="FROM.gguf", help="take the vocabulary and chat template of this file")
+    parser.add_argument("--threads", metavar="N", type=_at_least_1, help="default: the cores that may be used")
+    return parser
+
+
+def _add_sizes(parser: Any) -> None:
+    """The sizes of a generated model. No defaults here: WOOLLY_FAST_… variables come first."""
+    parser.add_argument("--hidden-size", metavar="N", type=int, help="default: 4096")
+    parser.add_argument("--layers", dest="n_layers", metavar="N", type=int, help="default: 32")
+    parser.add_argument("--heads", dest="n_heads", metavar="N", type=int, help="default: 32")
+    parser.add_argument("--kv-heads", dest="n_kv_heads", metavar="N", type=int, help="default: as many as heads")
+    parser.add_argument("--intermediate-size", metavar="N", type=int, help="of the MLP; default: 11008")
+    parser.add_argument("--vocab-size", metavar="N", type=int, help="default: 32000")
+    parser.add_argument("--dtype", metavar="FORMAT", help="f32, f16, bf16, q8_0, q4_0, q4_k …; default: f32")
 
 
 # --- argparse, made to say one line ---

@@ -21,6 +21,8 @@ MAX_TOKENS = 256
 MAX_CHAT_TOKENS = 1024  # a chat's answer that is cut annoys more than one that is long
 
 _SAMPLING_OPTIONS = ("temperature", "top_k", "top_p", "min_p", "repeat_penalty", "seed")
+_SIZE_OPTIONS = ("hidden_size", "n_layers", "n_heads", "n_kv_heads", "intermediate_size", "vocab_size", "dtype")
+_GENERATED_FIELDS = ("init_s", "materialise_s")
 _TIMING_FIELDS = ("load_s", "ttft_s", "prefill_tokens_per_s", "decode_tokens_per_s", "threads", "isa")
 
 _CHAT_HELP = """\
@@ -33,10 +35,10 @@ Ctrl-C   stop the answer"""
 def run(args: argparse.Namespace) -> int:
     """Load the model and do what the arguments ask."""
     sampling = _check_arguments(args)
-    import woolly
-
-    model = woolly.load(args.model, n_ctx=args.ctx, n_threads=args.threads)
+    model = _load(args)
     with contextlib.closing(model):
+        if getattr(model, "is_generated", False):
+            note("The weights are generated, not trained: the text is noise.")
         if args.dry_run:
             _print_plan(model, as_json=args.json)
         elif args.interactive:
@@ -46,6 +48,20 @@ def run(args: argparse.Namespace) -> int:
         else:
             _print_answer(model, args, sampling)
     return 0
+
+
+def _load(args: argparse.Namespace) -> Model:
+    """The model that is named, or one with generated weights."""
+    import woolly
+
+    sizes = {name: getattr(args, name) for name in _SIZE_OPTIONS if getattr(args, name) is not None}
+    if args.fast_fp32 and args.model is not None:
+        args.parser.error("--fast-fp32 does not go with a MODEL")
+    if args.fast_fp32:
+        return woolly.load_fast_fp32(n_ctx=args.ctx, n_threads=args.threads, **sizes)
+    if sizes:
+        args.parser.error("the sizes of a model (--hidden-size, --layers …, --dtype) go with --fast-fp32")
+    return woolly.load(args.model, n_ctx=args.ctx, n_threads=args.threads)
 
 
 def _check_arguments(args: argparse.Namespace) -> dict[str, Any]:
@@ -261,6 +277,8 @@ def _print_plan(model: Model, *, as_json: bool) -> None:
 def _timing_record(timing: Timing) -> dict[str, Any]:
     """The timing as JSON has it: a rate over no time or no tokens is null."""
     record = {field: getattr(timing, field) for field in _TIMING_FIELDS}
+    if getattr(timing, "init_s", None) is not None:
+        record |= {field: getattr(timing, field) for field in _GENERATED_FIELDS}
     return {
         name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in record.items()
     }
@@ -272,8 +290,11 @@ def _print_timing(completion: Completion) -> None:
     def say(field: str, unit: str, digits: int) -> str:
         return "–" if timing[field] is None else f"{timing[field]:.{digits}f} {unit}"
 
+    generated = ""
+    if "init_s" in timing:
+        generated = f" · init {say('init_s', 's', 3)} · weights {say('materialise_s', 's', 3)}"
     note(
-        f"load {say('load_s', 's', 3)} · first token {say('ttft_s', 's', 3)}"
+        f"load {say('load_s', 's', 3)}{generated} · first token {say('ttft_s', 's', 3)}"
         f" · prefill {say('prefill_tokens_per_s', 'tokens/s', 1)} ({completion.prompt_tokens} tokens)"
         f" · decode {say('decode_tokens_per_s', 'tokens/s', 1)} ({completion.completion_tokens} tokens)"
         f" · {timing['threads']} threads, {timing['isa']}"

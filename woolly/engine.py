@@ -6,7 +6,7 @@ that fit the program. What comes out for a sequence does not depend on the other
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -63,6 +63,8 @@ class Engine:
     n_ctx : int
         Most positions a sequence may have.
     cache_dtype : {"f16", "f32"}
+    wait_ready : callable, optional
+        Called before each step; returns when the weights are there.
 
     Notes
     -----
@@ -70,11 +72,22 @@ class Engine:
     one thread at a time.
     """
 
-    def __init__(self, program: Program, config: ModelConfig, n_ctx: int, *, cache_dtype: str = "f16") -> None:
+    def __init__(
+        self,
+        program: Program,
+        config: ModelConfig,
+        n_ctx: int,
+        *,
+        cache_dtype: str = "f16",
+        wait_ready: Callable[[], None] | None = None,
+    ) -> None:
+        if cache_dtype not in ("f16", "f32"):
+            raise ValueError(f'cache_dtype must be "f16" or "f32", got {cache_dtype!r}')
         self.program = program
         self.config = config
         self.n_ctx = n_ctx
         self.cache_dtype = cache_dtype
+        self._wait_ready = wait_ready
 
     @property
     def kv_cache_bytes(self) -> int:
@@ -120,8 +133,14 @@ class Engine:
         WoollyError
             A token id is out of range, or an item has no tokens.
         """
+        if self._wait_ready is not None:
+            self._wait_ready()
         if logits not in ("last", "all"):
             raise ValueError(f'step: logits must be "last" or "all", got {logits!r}')
+        if chunk is not None and chunk < 1:
+            raise ValueError(f"step: chunk must be at least 1, got {chunk}")
+        if len({id(sequence) for sequence, _ in items}) < len(items):
+            raise ValueError("step: a sequence may be in a step only once")
         tokens = [self._checked(sequence, ids) for sequence, ids in items]
         limit = min(chunk or self.program.max_tokens, self.program.max_tokens)
         n_rows = [1 if logits == "last" else len(ids) for ids in tokens]
@@ -180,8 +199,8 @@ class Engine:
 
 def _batches(lengths: list[int], limit: int) -> list[list[_Piece]]:
     """Cut items of these lengths into batches of at most `limit` tokens, in order."""
-    batches: list[list[_Piece]] = [[]]
-    room = limit
+    batches: list[list[_Piece]] = []
+    room = 0
     for item, length in enumerate(lengths):
         begin = 0
         while begin < length:

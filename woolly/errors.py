@@ -25,6 +25,10 @@ class ContextFullError(WoollyError):
     """A sequence does not fit into the context: the message gives both lengths in tokens."""
 
 
+class NotEnoughMemoryError(WoollyError):
+    """A model will not fit: the message gives the bytes needed and available, and what would fit."""
+
+
 class TemplateError(WoollyError):
     """A chat template failed to render; the message carries the template's own words."""
 

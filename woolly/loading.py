@@ -1,4 +1,4 @@
-"""Opening models: from a GGUF file, by path or by name."""
+"""Opening models: from a GGUF file, by path or by name, or with generated weights."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ import time
 from pathlib import Path
 
 from woolly._kernels import Program
+from woolly.byte_tokenizer import ByteTokenizer
 from woolly.chat import ChatTemplate
 from woolly.engine import Engine
 from woolly.errors import GGUFError, WoollyError
 from woolly.gguf_file import GGUFFile
+from woolly.materialise import Materialisation
 from woolly.metadata import Metadata
 from woolly.model import Model
 from woolly.models import architecture
@@ -86,15 +88,96 @@ def load_gguf(
     )
 
 
+def load_fast_fp32(
+    *,
+    vocab_size: int | None = None,
+    hidden_size: int | None = None,
+    n_layers: int | None = None,
+    n_heads: int | None = None,
+    n_kv_heads: int | None = None,
+    intermediate_size: int | None = None,
+    n_ctx: int | None = None,
+    rope_theta: float = 10000.0,
+    seed: int | None = None,
+    dtype: str | None = None,
+    n_threads: int | None = None,
+) -> Model:
+    """A `llama` model with generated weights, which exists at once: to measure with, and to size a machine.
+
+    Parameters
+    ----------
+    vocab_size, hidden_size, n_layers, n_heads, n_kv_heads, intermediate_size, n_ctx, seed : int, optional
+        Where None, the variables WOOLLY_FAST_VOCAB_SIZE, _HIDDEN_SIZE, _NUM_LAYERS, _NUM_HEADS, _NUM_KV_HEADS,
+        _INTERMEDIATE_SIZE, _CONTEXT_LENGTH and _SEED choose; else 32000, 4096, 32, 32, n_heads, 11008, 2048 and 42.
+    rope_theta : float
+    dtype : str, optional
+        The format of every matrix; else WOOLLY_FAST_DTYPE, else "f32". Whatever it is, the numbers are the same,
+        rounded to it as they are generated.
+    n_threads : int, optional
+        By default one for each physical core that the process may use.
+
+    Returns
+    -------
+    Model
+        Its tokenizer takes bytes for tokens, and its text is noise.
+
+    Raises
+    ------
+    NotEnoughMemoryError
+        It will not fit; nothing has been allocated. The message says what would.
+    WoollyError
+        A value breaks a rule; the message names the argument or variable.
+
+    Notes
+    -----
+    A thread in the background generates the weights; the first step waits for it, as does `Model.wait_ready`.
+    """
+    from woolly import synthetic
+
+    started = time.perf_counter()
+    spec = synthetic.resolve(
+        vocab_size=vocab_size,
+        hidden_size=hidden_size,
+        n_layers=n_layers,
+        n_heads=n_heads,
+        n_kv_heads=n_kv_heads,
+        intermediate_size=intermediate_size,
+        n_ctx=n_ctx,
+        rope_theta=rope_theta,
+        seed=seed,
+        dtype=dtype,
+    )
+    program = Program(min(MAX_BATCH_TOKENS, spec.n_ctx), n_threads)
+    synthetic.check_memory(spec, program.max_tokens)
+    weights = synthetic.SyntheticWeights(spec, n_threads=program.n_threads)
+    arch = architecture(spec.config.architecture)
+    materialisation = Materialisation(lambda: arch.record(program, spec.config, weights, spec.n_ctx), weights.fill_next)
+    return Model(
+        spec.name,
+        Engine(program, spec.config, spec.n_ctx, wait_ready=materialisation.wait),
+        ByteTokenizer(spec.config.vocab_size),
+        ChatTemplate(synthetic.CHAT_TEMPLATE, bos_token="<s>", eos_token="</s>"),
+        weights_bytes=spec.weights_bytes,
+        load_s=time.perf_counter() - started,
+        materialisation=materialisation,
+    )
+
+
 def load(
     model: str | os.PathLike[str] | None = None, *, n_ctx: int | None = None, n_threads: int | None = None
 ) -> Model:
     """Open a model by path or by a name that `woolly pull` knows; the default model if none is given.
 
-    A known model that is not in the cache is fetched first. Parameters and errors otherwise as for `load_gguf`.
+    A known model that is not in the cache is fetched first. Where none is given and WOOLLY_FAST_FP32 is 1, it is
+    `load_fast_fp32`'s, of the sizes that the variables say. Parameters and errors otherwise as for `load_gguf`.
     """
     from woolly import hub
 
+    if model is None:
+        from woolly import synthetic
+
+        if synthetic.is_requested():
+            return load_fast_fp32(n_ctx=n_ctx, n_threads=n_threads)
     path = hub.resolve(model)
     known = isinstance(model, str) and not os.path.exists(model)
     return load_gguf(path, n_ctx=n_ctx, n_threads=n_threads, name=model if known else None)

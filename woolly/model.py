@@ -15,6 +15,7 @@ from woolly.chat import ChatTemplate
 from woolly.config import ModelConfig
 from woolly.engine import Engine
 from woolly.errors import UnsupportedModelError, WoollyError
+from woolly.materialise import Materialisation
 from woolly.session import Completion, Piece, Session, Timing
 from woolly.tokenizer import Tokenizer
 
@@ -56,6 +57,8 @@ class Model:
     chat_template : ChatTemplate or None
     load_s : float
         Seconds that loading took.
+    materialisation : Materialisation or None
+        What still generates weights, or has, where there is no file.
 
     Notes
     -----
@@ -72,12 +75,14 @@ class Model:
         *,
         weights_bytes: int,
         load_s: float,
+        materialisation: Materialisation | None = None,
     ) -> None:
         self.name = name
         self.engine = engine
         self.tokenizer = tokenizer
         self.chat_template = chat_template
         self.load_s = load_s
+        self.materialisation = materialisation
         self._weights_bytes = weights_bytes
         self._is_open = True
 
@@ -104,10 +109,38 @@ class Model:
     @property
     def base_timing(self) -> Timing:
         """What every timing of this model shares."""
-        return Timing(self.load_s, threads=self.n_threads, isa=self.isa)
+        times = {"init_s": self.init_s, "materialise_s": self.materialise_s}
+        return Timing(self.load_s, threads=self.n_threads, isa=self.isa, **times)
+
+    @property
+    def is_generated(self) -> bool:
+        """Whether the weights are generated: whatever the model says is noise."""
+        return self.materialisation is not None
+
+    @property
+    def init_s(self) -> float | None:
+        """Seconds that `load_fast_fp32` took to return; None for a model from a file."""
+        return self.load_s if self.is_generated else None
+
+    @property
+    def materialise_s(self) -> float | None:
+        """Seconds that generating the weights took; None until it is done, and for a model from a file."""
+        return self.materialisation.seconds if self.materialisation else None
+
+    def wait_ready(self) -> None:
+        """Wait until the weights are there: at once, unless they are being generated.
+
+        Raises
+        ------
+        WoollyError
+            Generating them failed, or the model was closed before it was done.
+        """
+        if self.materialisation is not None:
+            self.materialisation.wait()
 
     def memory_plan(self) -> MemoryPlan:
         """Bytes of weights, one session's KV cache, and scratch."""
+        self._wait_recorded()
         scratch = self.engine.program.buffer_bytes + 4 * self.config.vocab_size
         return MemoryPlan(self._weights_bytes, self.engine.kv_cache_bytes, scratch)
 
@@ -137,6 +170,7 @@ class Model:
     @property
     def operations(self) -> list[str]:
         """Names of the operations of a forward pass, in order, such as "blk.3.attn_norm"."""
+        self._wait_recorded()
         return list(self.engine.program.names)
 
     def stream(self, prompt: str | Sequence[int], **options: Any) -> Iterator[Piece]:
@@ -183,6 +217,12 @@ class Model:
     def close(self) -> None:
         """Refuse further use. Memory goes when the last session does."""
         self._is_open = False
+        if self.materialisation is not None:
+            self.materialisation.cancel()
+
+    def _wait_recorded(self) -> None:
+        if self.materialisation is not None:
+            self.materialisation.wait_recorded()
 
     def __enter__(self) -> Model:
         return self

@@ -33,6 +33,8 @@ class Timing:
         Of the model alone, without tokenising and sampling; 0 where nothing was computed.
     threads : int
     isa : str
+    init_s, materialise_s : float or None
+        Where weights are generated: the constructor, and generating them. None for a model from a file.
     """
 
     load_s: float
@@ -41,6 +43,8 @@ class Timing:
     decode_tokens_per_s: float = 0.0
     threads: int = 0
     isa: str = ""
+    init_s: float | None = None
+    materialise_s: float | None = None
 
 
 @dataclass(frozen=True)
@@ -241,6 +245,7 @@ class Session:
         if len(ids) > self._model.n_ctx:
             raise ContextFullError(f"the prompt has {len(ids)} tokens, n_ctx is {self._model.n_ctx}")
         self.rewind(n_shared)
+        self._model.wait_ready()  # not a part of prefill, though of the time to the first token
         started = time.perf_counter()
         logits = self.feed(ids[n_shared:])
         clock.prefill_s += time.perf_counter() - started

@@ -11,8 +11,20 @@ cdef extern from *:
     #include "kernels.h"
     extern const woolly_kernels woolly_kernels_scalar;
     #ifdef WOOLLY_X86
-    extern const woolly_kernels woolly_kernels_avx2, woolly_kernels_avx512;
+    #include <sys/syscall.h>
+    #include <unistd.h>
+    extern const woolly_kernels woolly_kernels_avx2, woolly_kernels_avx512, woolly_kernels_avx512_amx;
     #define HAS(feature) __builtin_cpu_supports(feature)
+
+    /* Linux lets a process use the tile registers when it has asked for them */
+    static int tiles_permitted(void) {
+    #if defined(__linux__) && defined(SYS_arch_prctl)
+        enum { REQUEST_PERMISSION = 0x1023, TILE_DATA = 18 };
+        return syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA) == 0;
+    #else
+        return 0;
+    #endif
+    }
     #endif
 
     /* Every table that was compiled, best last, NULL after the last; and whether this machine can run each */
@@ -22,6 +34,7 @@ cdef extern from *:
     #ifdef WOOLLY_X86
         case 1: return &woolly_kernels_avx2;
         case 2: return &woolly_kernels_avx512;
+        case 3: return &woolly_kernels_avx512_amx;
     #endif
         }
         return NULL;
@@ -33,6 +46,7 @@ cdef extern from *:
         case 1: return HAS("avx2") && HAS("fma") && HAS("bmi2");
         case 2: return HAS("avx2") && HAS("fma") && HAS("bmi2") && HAS("avx512f") && HAS("avx512bw") &&
                        HAS("avx512dq") && HAS("avx512vl") && HAS("avx512vnni");
+        case 3: return machine_runs(2) && HAS("amx-tile") && HAS("amx-int8") && tiles_permitted();
     #endif
         }
         return 0;

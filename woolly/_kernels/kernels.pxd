@@ -1,5 +1,5 @@
 # The C interface of kernels.h, as the extensions see it.
-from libc.stdint cimport int32_t, int64_t, uint8_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint64_t
 
 
 cdef extern from "kernels.h" nogil:
@@ -58,6 +58,15 @@ cdef extern from "kernels.h" nogil:
         int64_t window
         float softcap
 
+    ctypedef struct woolly_generate_args:
+        uint64_t seed
+        uint64_t tensor
+        float scale
+        const woolly_format *format
+        int64_t n_rows
+        int64_t n_cols
+        uint8_t *w
+
     ctypedef struct woolly_kernels:
         const char *name
         int n_formats
@@ -76,3 +85,4 @@ cdef extern from "kernels.h" nogil:
                                float *m, float *l, float *acc, float *scratch) noexcept nogil
         void (*attention_merge)(int64_t n_cols, int64_t head_dim, float *m, float *l, float *acc, const float *m2,
                                 const float *l2, const float *acc2) noexcept nogil
+        void (*generate)(const woolly_generate_args *args, int64_t group) noexcept nogil

@@ -92,11 +92,19 @@ cdef class PackedMatrix:
         """Bytes of the packed matrix, padding to whole groups of 16 rows included."""
         return self.view.n_groups * self.view.group_bytes
 
-    def _allocate(self):
+    def reserve(self):
+        """Reserve the matrix's memory without touching it, so that its address is known before its weights are.
+
+        Returns
+        -------
+        PackedMatrix
+            self
+        """
         if self.data is None:
             data = aligned_empty(self.nbytes)
             self.view.w = <uint8_t *><size_t>data.ctypes.data
             self.data = data.reshape(self.view.n_groups, self.view.group_bytes)
+        return self
 
     def pack(self, const uint8_t[:, ::1] rows not None, *, n_threads=None):
         """Fill the matrix from GGUF rows.
@@ -125,7 +133,7 @@ cdef class PackedMatrix:
         cdef int64_t group
         cdef const uint8_t *source = &rows[0, 0]
         cdef const woolly_format *f = &active().formats[m.format]
-        self._allocate()
+        self.reserve()
         for group in prange(m.n_groups, nogil=True, num_threads=threads, schedule="dynamic"):
             f.pack(source + group * WOOLLY_GROUP * m.row_bytes, m.row_bytes,
                    min(WOOLLY_GROUP, m.n_rows - group * WOOLLY_GROUP), m.n_blocks, m.w + group * m.group_bytes)
@@ -244,11 +252,11 @@ def matmul(PackedMatrix w not None, const float[:, ::1] x not None, /, *, out=No
     Raises
     ------
     ValueError
-        Shapes do not fit, or `out` is not float32, C-contiguous and writable.
+        Shapes do not fit, or `out` is not float32, C-contiguous and writable, or shares memory with x.
 
     Notes
     -----
-    For quantised formats x is quantised to int8 per 32 values first. Accumulates in float32, in ascending blocks
+    For quantised formats x is quantised to 16 bits per 32 values first, see `quantize_q16`. Accumulates in float32, in ascending blocks
     (ascending k for float formats); the result does not depend on n_threads, n_tokens or the instruction set.
     """
     cdef const MatrixView *m = &w.view
@@ -256,6 +264,8 @@ def matmul(PackedMatrix w not None, const float[:, ::1] x not None, /, *, out=No
         raise ValueError(f"matmul: x has {x.shape[1]} columns, w ({w.format}) expects {m.n_cols}")
     w._check_packed()
     out = check_out(out, (x.shape[0], m.n_rows), "matmul")
+    if np.may_share_memory(out, x):
+        raise ValueError("matmul: out shares memory with x, which is read until the end")
     if x.shape[0] == 0:
         return out
     cdef float[:, ::1] y = out

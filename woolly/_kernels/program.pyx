@@ -62,14 +62,19 @@ cdef enum:
     ATTENTION
 
 cdef enum:
+    COLUMN_STEP = 48                # a multiple of every tile's columns
+    COLUMN_BLOCK_BYTES = 1 << 20    # half of a 2 MB L2: activations that stay there while row groups go by
+
+cdef enum:
     MAX_PARTS = 4              # matrices that one matmul operation multiplies by the same activations
     LOGITS = -1                # the output of the head is the caller's array
 
 cdef double SIGNAL_INTERVAL_S = 0.03
 
 cdef struct Buffer:
-    float *data                # (max_tokens, width)
+    float *data                # (max_tokens, stride), of which width are used
     int64_t width
+    int64_t stride
     uint8_t *q16                # records of quantised activations, NULL where no matmul wants them
     int64_t q16_stride
 
@@ -143,7 +148,7 @@ cdef struct Run:
     float *partial
     bint split
     double *times              # of each stage, or NULL
-    volatile int stop
+    volatile int stop          # the stage after which all threads return, counted from 1; 0: none
     double checked_s
 
 
@@ -213,9 +218,12 @@ cdef class Program:
             return name
         index = self._n_bufs
         self._need(index)
-        memory = self._memory(self.max_tokens * width * 4)
+        # rows 4096 bytes apart would share one L1 set
+        stride = width + 16 if width * 4 % 4096 == 0 else width
+        memory = self._memory(self.max_tokens * stride * 4)
         self._buf[index].data = <float *><size_t>memory.ctypes.data
         self._buf[index].width = width
+        self._buf[index].stride = stride
         self._buffers[name] = index
         self._n_bufs += 1
         return name
@@ -321,6 +329,8 @@ cdef class Program:
             w._check_packed()
             if out != "logits":
                 self.buffer(out, w.n_rows)
+            elif not self._outputs_only:
+                raise ValueError(f"{name}: select the rows whose logits are wanted first")
             else:
                 self._logits_width = w.n_rows
         if any((<PackedMatrix>w).view.quantised for w in matrices):
@@ -362,6 +372,8 @@ cdef class Program:
                 self.width(v) != n_kv_heads * head_dim:
             raise ValueError(f"{name}: q, k, v are {self.width(q)}, {self.width(k)}, {self.width(v)} wide, expected "
                              f"{n_heads} and {n_kv_heads} heads of {head_dim}")
+        if layer < 0 or n_kv_heads < 1 or n_heads % n_kv_heads:
+            raise ValueError(f"{name}: layer {layer}, {n_heads} heads on {n_kv_heads} KV heads is no attention")
         if self._n_kv_heads and (self._n_kv_heads, self._head_dim) != (n_kv_heads, head_dim):
             raise ValueError(f"{name}: all layers must have {self._n_kv_heads} KV heads of {self._head_dim}")
         cdef Op *op = self._record(ROPE_STORE, name, q)
@@ -389,6 +401,8 @@ cdef class Program:
         """out = softmax(q k) v over the cache of each token's own sequence."""
         if self.width(q) != n_heads * self._head_dim:
             raise ValueError(f"{name}: q is {self.width(q)} wide, expected {n_heads} heads of {self._head_dim}")
+        if not 0 <= layer < self._n_layers:
+            raise ValueError(f"{name}: nothing stores keys and values for layer {layer}")
         self.buffer(out, self.width(q))
         cdef Op *op = self._record(ATTENTION, name, out)
         op.x = self._buffers[q]
@@ -497,8 +511,9 @@ cdef class Program:
         cdef Buffer *buf = &self._buf[<int>self._buffers[name]]
         out = np.empty((n, buf.width), dtype=np.float32)
         cdef float[:, ::1] view = out
-        if n:
-            memcpy(&view[0, 0], buf.data, n * buf.width * sizeof(float))
+        cdef int64_t row
+        for row in range(n):
+            memcpy(&view[row, 0], buf.data + row * buf.stride, buf.width * sizeof(float))
         return out
 
     cdef _run_stages(self, tokens, spans, positions, span_of, outputs, logits, int op_begin, int op_end, times):
@@ -617,48 +632,53 @@ cdef class Program:
                     run.checked_s = now
                     if self._signalled():
                         self._cancel = 1
-                run.stop = self._cancel
+                if self._cancel:
+                    run.stop = s + 1
             team_barrier(&run.team, n_threads)
             if run.times != NULL and thread == 0:
                 now = seconds_now()
                 run.times[s] += now - before
                 before = now
-            if run.stop:
+            if run.stop == s + 1:  # not just "stop": a slow thread may read it when thread 0 is in the next stage already
                 return
 
 
 cdef void work_matmul(Run *run, const Op *op, woolly_tasks *tasks, int n_threads) noexcept nogil:
-    """Chunks of row groups over all parts of the operation, taken by whichever thread is free."""
+    """Blocks of columns that fit into L2, for each the row groups of all parts in chunks; whoever is free takes one."""
     cdef int64_t n_cols = run.n_outputs if op.outputs_only else run.n_tokens
-    cdef int64_t total = 0, chunk, task, begin, n_chunks
+    cdef const Buffer *x = &run.buffers[op.x]
+    cdef int64_t column_bytes = x.q16_stride if op.parts[0].m.quantised else 4 * x.stride
+    cdef int64_t block = max(COLUMN_STEP, COLUMN_BLOCK_BYTES // column_bytes // COLUMN_STEP * COLUMN_STEP)
+    cdef int64_t total = 0, chunk, task, begin = 0, n_chunks, col = 0
     cdef int i
     cdef woolly_matmul_args args
-    cdef const Buffer *x = &run.buffers[op.x]
-    cdef const MatrixView *m
-    if n_cols == 0:
-        return
     for i in range(op.n_parts):
         total += op.parts[i].m.n_groups
     chunk = total if n_threads == 1 else max(<int64_t>2, total // (n_threads * 8) // 2 * 2)
-    args.n_cols = n_cols
-    args.x, args.x_stride = x.data, x.width
-    args.xq, args.xq_stride = x.q16, x.q16_stride
+    args.x_stride, args.xq_stride = x.stride, x.q16_stride
     args.accumulate = op.accumulate
     task = next_task(tasks)
-    begin = 0
-    for i in range(op.n_parts):
-        m = &op.parts[i].m
-        n_chunks = (m.n_groups + chunk - 1) // chunk
-        args.w, args.n_rows, args.n_k = m.w, m.n_rows, m.n_cols
-        if op.parts[i].out == LOGITS:
-            args.out, args.out_stride = run.logits, m.n_rows
-        else:
-            args.out, args.out_stride = run.buffers[op.parts[i].out].data, run.buffers[op.parts[i].out].width
-        while task < begin + n_chunks:
-            run.kernels.formats[m.format].matmul(&args, (task - begin) * chunk,
-                                                 min(m.n_groups, (task - begin + 1) * chunk))
-            task = next_task(tasks)
-        begin += n_chunks
+    while col < n_cols:
+        args.n_cols = min(block, n_cols - col)
+        args.x, args.xq = x.data + col * x.stride, x.q16 + col * x.q16_stride
+        for i in range(op.n_parts):
+            n_chunks = (op.parts[i].m.n_groups + chunk - 1) // chunk
+            set_part(run, &op.parts[i], col, &args)
+            while task < begin + n_chunks:
+                run.kernels.formats[op.parts[i].m.format].matmul(
+                    &args, (task - begin) * chunk, min(op.parts[i].m.n_groups, (task - begin + 1) * chunk))
+                task = next_task(tasks)
+            begin += n_chunks
+        col += block
+
+
+cdef void set_part(Run *run, const Part *part, int64_t col, woolly_matmul_args *args) noexcept nogil:
+    args.w, args.n_rows, args.n_k = part.m.w, part.m.n_rows, part.m.n_cols
+    if part.out == LOGITS:
+        args.out, args.out_stride = run.logits, part.m.n_rows
+    else:
+        args.out, args.out_stride = run.buffers[part.out].data, run.buffers[part.out].stride
+    args.out = args.out + col * args.out_stride
 
 
 cdef void work_rows(Run *run, const Stage *stage, woolly_tasks *tasks, float *scratch, int n_threads) noexcept nogil:
@@ -679,8 +699,8 @@ cdef void work_row(Run *run, const Op *op, int64_t row, float *scratch) noexcept
     """One operation for one token (or, after select, one output)."""
     cdef const woolly_kernels *kernels = run.kernels
     cdef const Buffer *buf = &run.buffers[op.out]
-    cdef float *out = buf.data + row * buf.width
-    cdef const float *x = run.buffers[op.x].data + row * run.buffers[op.x].width
+    cdef float *out = buf.data + row * buf.stride
+    cdef const float *x = run.buffers[op.x].data + row * run.buffers[op.x].stride
     if op.kind == EMBED:
         matrix_row(kernels, &op.table, run.tokens[row], <uint8_t *>scratch, out)
         if op.factor != 1:
@@ -692,13 +712,13 @@ cdef void work_row(Run *run, const Op *op, int64_t row, float *scratch) noexcept
         else:
             kernels.rmsnorm(x, op.weight, buf.width, op.eps, out)
     elif op.kind == ADD:
-        kernels.add(x, run.buffers[op.y].data + row * buf.width, buf.width, out)
+        kernels.add(x, run.buffers[op.y].data + row * run.buffers[op.y].stride, buf.width, out)
     elif op.kind == SCALE:
         kernels.scale(x, op.factor, buf.width, out)
     elif op.kind == GLU:
-        kernels.glu(op.activation, x, run.buffers[op.y].data + row * buf.width, buf.width, out)
+        kernels.glu(op.activation, x, run.buffers[op.y].data + row * run.buffers[op.y].stride, buf.width, out)
     elif op.kind == SELECT:
-        memcpy(out, run.buffers[op.x].data + run.outputs[row] * buf.width, buf.width * sizeof(float))
+        memcpy(out, run.buffers[op.x].data + run.outputs[row] * run.buffers[op.x].stride, buf.width * sizeof(float))
     elif op.kind == ROPE_STORE:
         work_rope_store(run, op, row)
     if op.quantize_out:
@@ -707,9 +727,9 @@ cdef void work_row(Run *run, const Op *op, int64_t row, float *scratch) noexcept
 
 cdef void work_rope_store(Run *run, const Op *op, int64_t row) noexcept nogil:
     cdef const woolly_kernels *kernels = run.kernels
-    cdef float *q = run.buffers[op.x].data + row * run.buffers[op.x].width
-    cdef float *k = run.buffers[op.y].data + row * run.buffers[op.y].width
-    cdef const float *v = run.buffers[op.z].data + row * run.buffers[op.z].width
+    cdef float *q = run.buffers[op.x].data + row * run.buffers[op.x].stride
+    cdef float *k = run.buffers[op.y].data + row * run.buffers[op.y].stride
+    cdef const float *v = run.buffers[op.z].data + row * run.buffers[op.z].stride
     cdef int64_t h, dim = op.head_dim, pos = run.positions[row], half = op.n_rot // 2
     cdef const Span *span = &run.spans[run.span_of[row]]
     cdef woolly_kv_head kv
@@ -758,8 +778,8 @@ cdef void work_attention(Run *run, const Op *op, woolly_tasks *tasks, float *scr
 cdef void set_job(Run *run, const Op *op, const Span *span, AttentionJob *job) noexcept nogil:
     cdef const Buffer *q = &run.buffers[op.x]
     cdef const Buffer *out = &run.buffers[op.out]
-    job.queries.q = q.data + span.t0 * q.width
-    job.queries.q_stride = q.width
+    job.queries.q = q.data + span.t0 * q.stride
+    job.queries.q_stride = q.stride
     job.queries.q_head_stride = op.head_dim
     job.queries.head_dim = op.head_dim
     job.queries.n_rep = op.n_heads // op.n_kv_heads
@@ -773,6 +793,6 @@ cdef void set_job(Run *run, const Op *op, const Span *span, AttentionJob *job) n
     job.head_bytes = span.head_bytes
     job.padded = span.padded
     job.kv_type = span.kv_type
-    job.out = out.data + span.t0 * out.width
-    job.out_stride = out.width
+    job.out = out.data + span.t0 * out.stride
+    job.out_stride = out.stride
     plan_job(job, run.split)

@@ -98,7 +98,7 @@ def glu_f32(const float[:, ::1] gate not None, const float[:, ::1] up not None, 
 
 
 def exp_f32(const float[::1] x not None, /):
-    """exp(x), the polynomial that softmax and the activations use: within 2 ulp, 0 below -87.3.
+    """exp(x), the polynomial that softmax and the activations use: within 3 ulp, 0 below -87.3.
 
     Parameters
     ----------

@@ -32,7 +32,7 @@ def read_config(metadata: Metadata) -> ModelConfig:
     config = gguf_config.read_config(
         metadata,
         activation="gelu_tanh",
-        embedding_scale=math.sqrt(metadata.get_int("gemma3.embedding_length")),
+        embedding_scale=math.sqrt(gguf_config.read_int(metadata, "gemma3.embedding_length", 1, gguf_config.MAX_SIZE)),
         sliding_window=gguf_config.read_int(metadata, "gemma3.attention.sliding_window", 0, gguf_config.MAX_SIZE, 0),
         rope_theta=gguf_config.read_positive(metadata, "gemma3.rope.freq_base", 1e12, 1e6),
         rope_theta_local=gguf_config.read_positive(

@@ -120,28 +120,49 @@ static INLINE vi quantize_digits(vf x, vf inverse, int8_t *hi, int8_t *lo) {
     return vi_add(vi_sll(high, 8), low);
 }
 
+/* blocks b .. b + n - 1, n <= 4: their maxima and sums are reduced together */
+static INLINE void quantize_blocks(const float *x, int n, int8_t *hi, int8_t *lo, float *d, float *sum, int32_t *corr,
+                                   int32_t *corr16) {
+    vi magnitude[4], q[8];
+    int32_t bits[4], sums[8];
+    const vi no_sign = vi_set1(0x7fffffff), zero = vi_set1(0);
+    /* as integers: a NaN's bits are above infinity's, which are above all finite ones */
+    UNROLL for (int b = 0; b < 4; b++)
+        magnitude[b] = b < n ? vi_max(vi_and(vf_bits(vf_load(x + 32 * b)), no_sign),
+                                      vi_and(vf_bits(vf_load(x + 32 * b + 16)), no_sign)) : zero;
+    vi_hmax4(magnitude, bits);
+    UNROLL for (int b = 0; b < 4; b++) {
+        if (b >= n) {
+            q[2 * b] = q[2 * b + 1] = zero;
+            continue;
+        }
+        float most;
+        memcpy(&most, &bits[b], 4);
+        int is_zero = most <= 1e-33f, is_finite = bits[b] < 0x7f800000; /* below, 32639 / most would overflow */
+        d[b] = is_zero ? 0.0f : most / (float)Q16_MOST;
+        vf inverse = vf_set1(is_finite && !is_zero ? (float)Q16_MOST / most : 0.0f);
+        q[2 * b] = quantize_digits(vf_load(x + 32 * b), inverse, hi + 32 * b, lo + 32 * b);
+        q[2 * b + 1] = quantize_digits(vf_load(x + 32 * b + 16), inverse, hi + 32 * b + 16, lo + 32 * b + 16);
+    }
+    vi_hsum4(q, sums);
+    vi_hsum4(q + 4, sums + 4);
+    for (int b = 0; b < n; b++) {
+        sum[b] = (float)(sums[2 * b] + sums[2 * b + 1]);
+        corr[b] = -128 * (sums[2 * b] + sums[2 * b + 1]);
+        corr16[2 * b] = -128 * sums[2 * b];
+        corr16[2 * b + 1] = -128 * sums[2 * b + 1];
+    }
+}
+
 static void quantize_q16(const float *x, int64_t n_k, uint8_t *record) {
-    int64_t n_blocks = n_k / WOOLLY_QBLOCK;
+    int64_t n_blocks = n_k / WOOLLY_QBLOCK, b = 0;
     int8_t *hi = (int8_t *)record, *lo = hi + n_k;
     float *d = (float *)(lo + n_k), *sum = d + n_blocks;
     int32_t *corr = (int32_t *)(sum + n_blocks), *corr16 = corr + n_blocks;
-    for (int64_t b = 0; b < n_blocks; b++, x += 32, hi += 32, lo += 32) {
-        vf first = vf_load(x), second = vf_load(x + 16);
-        /* as integers: a NaN's bits are above infinity's, which are above all finite ones */
-        vi magnitude = vi_max(vi_and(vf_bits(first), vi_set1(0x7fffffff)), vi_and(vf_bits(second), vi_set1(0x7fffffff)));
-        int32_t bits = vi_hmax(magnitude);
-        float most;
-        memcpy(&most, &bits, 4);
-        int is_zero = most <= 1e-33f, is_finite = bits < 0x7f800000; /* below, 32639 / most would overflow */
-        d[b] = is_zero ? 0.0f : most / (float)Q16_MOST;
-        vf inverse = vf_set1(is_finite && !is_zero ? (float)Q16_MOST / most : 0.0f);
-        int32_t sum1 = vi_hsum(quantize_digits(first, inverse, hi, lo));
-        int32_t sum2 = vi_hsum(quantize_digits(second, inverse, hi + 16, lo + 16));
-        sum[b] = (float)(sum1 + sum2);
-        corr[b] = -128 * (sum1 + sum2);
-        corr16[2 * b] = -128 * sum1;
-        corr16[2 * b + 1] = -128 * sum2;
-    }
+    for (; b + 4 <= n_blocks; b += 4)
+        quantize_blocks(x + 32 * b, 4, hi + 32 * b, lo + 32 * b, d + b, sum + b, corr + b, corr16 + 2 * b);
+    for (; b < n_blocks; b++)
+        quantize_blocks(x + 32 * b, 1, hi + 32 * b, lo + 32 * b, d + b, sum + b, corr + b, corr16 + 2 * b);
 }
 
 static void dequantize_q16(const uint8_t *record, int64_t n_k, float *out) {

@@ -82,6 +82,17 @@ typedef struct {
     float softcap;    /* 0: none */
 } woolly_queries;
 
+/* A matrix of generated weights: see generate.h */
+typedef struct {
+    uint64_t seed;
+    uint64_t tensor;             /* which of the seed's streams */
+    float scale;                 /* weights lie within 2^24 scale of zero */
+    const woolly_format *format; /* of the same table */
+    int64_t n_rows;
+    int64_t n_cols;
+    uint8_t *w;                  /* packed, written */
+} woolly_generate_args;
+
 typedef struct {
     const char *name;
     int n_formats;
@@ -115,6 +126,9 @@ typedef struct {
     /* merge the state (m2, l2, acc2) of later tiles into (m, l, acc), for n_cols columns */
     void (*attention_merge)(int64_t n_cols, int64_t head_dim, float *m, float *l, float *acc, const float *m2,
                             const float *l2, const float *acc2);
+
+    /* fill one packed group of 16 rows */
+    void (*generate)(const woolly_generate_args *args, int64_t group);
 } woolly_kernels;
 
 #define WOOLLY_ATTENTION_COLS 24 /* most columns of one attention_tile call */

@@ -106,28 +106,26 @@ static INLINE void int_tile_cols(int bias, int halves, int has_min, int nc, cons
         vf_store(acc + c * INT_ROWS + v * 16, sum[c][v]);
 }
 
-/* int_tile_KIND(n_cols, ...): any number of columns, INT_NC at a time */
+#define INT_TILE_ARGS                                                                                                  \
+    int64_t n_cols, const int_tile *tile, int n_blocks, const uint8_t *xq, int64_t xq_stride, int64_t n_k,             \
+        int64_t block0, float *acc
+
+/* int_tile_KIND: any number of columns, INT_NC at a time, then 1 */
 #define DEFINE_INT_TILE(KIND, BIAS, HALVES, MIN)                                                                       \
-    static __attribute__((noinline)) void int_tile_##KIND(int64_t n_cols, const int_tile *tile, int n_blocks,         \
-                                                          const uint8_t *xq, int64_t xq_stride, int64_t n_k,          \
-                                                          int64_t block0, float *acc) {                               \
+    static __attribute__((noinline)) void int_tile_##KIND(INT_TILE_ARGS) {                                            \
         for (; n_cols >= INT_NC; n_cols -= INT_NC, xq += INT_NC * xq_stride, acc += INT_NC * INT_ROWS)                 \
             int_tile_cols(BIAS, HALVES, MIN, INT_NC, tile, n_blocks, xq, xq_stride, n_k, block0, acc);                 \
-        switch (n_cols) {                                                                                              \
-        case 5: if (INT_NC > 5) int_tile_cols(BIAS, HALVES, MIN, 5 % INT_NC, tile, n_blocks, xq, xq_stride, n_k, block0, acc); break; \
-        case 4: if (INT_NC > 4) int_tile_cols(BIAS, HALVES, MIN, 4 % INT_NC, tile, n_blocks, xq, xq_stride, n_k, block0, acc); break; \
-        case 3: if (INT_NC > 3) int_tile_cols(BIAS, HALVES, MIN, 3 % INT_NC, tile, n_blocks, xq, xq_stride, n_k, block0, acc); break; \
-        case 2: if (INT_NC > 2) int_tile_cols(BIAS, HALVES, MIN, 2 % INT_NC, tile, n_blocks, xq, xq_stride, n_k, block0, acc); break; \
-        case 1: int_tile_cols(BIAS, HALVES, MIN, 1, tile, n_blocks, xq, xq_stride, n_k, block0, acc); break;           \
-        }                                                                                                              \
+        for (; n_cols >= 2; n_cols -= 2, xq += 2 * xq_stride, acc += 2 * INT_ROWS)                                     \
+            int_tile_cols(BIAS, HALVES, MIN, 2, tile, n_blocks, xq, xq_stride, n_k, block0, acc);                      \
+        if (n_cols) int_tile_cols(BIAS, HALVES, MIN, 1, tile, n_blocks, xq, xq_stride, n_k, block0, acc);              \
     }
 
 /* The tile's bytes: where the dot product takes any byte, all formats without minima are brought to bias 128 */
 #define TILE_BIAS(BIAS) ((BIAS) && DOT_FULL_BIASED ? 128 : (BIAS))
 DEFINE_INT_TILE(full, 128, 0, 0)
-DEFINE_INT_TILE(full_halves, 128, 1, 0)
 DEFINE_INT_TILE(min, 0, 0, 1)
 #if DOT_FULL_BIASED
+DEFINE_INT_TILE(full_halves, 128, 1, 0)
 #define int_tile_low8 int_tile_full
 #define int_tile_low16 int_tile_full
 #define int_tile_low32_halves int_tile_full_halves
@@ -137,10 +135,26 @@ DEFINE_INT_TILE(low16, 16, 0, 0)
 DEFINE_INT_TILE(low32_halves, 32, 1, 0)
 #endif
 
-/* bytes of at most 127 plus a constant that carries over no byte */
-static INLINE vb rebias(vb q, int bias) {
-    if (TILE_BIAS(bias) == bias) return q;
-    return vi_add(q, vi_set1((128 - bias) * 0x01010101));
+#if HAS_AMX
+#include "matmul_amx.h"
+#define amx_tile_low8 amx_tile_full
+#define amx_tile_low16 amx_tile_full
+#define amx_tile_low32_halves amx_tile_full_halves
+#define AMX_LEAST_COLS 8 /* fewer are faster on VNNI */
+#define AMX_MATMUL(NAME)                                                                                               \
+    static void NAME##_matmul_amx(const woolly_matmul_args *a, int64_t group_begin, int64_t group_end) {              \
+        NAME##_groups(a, group_begin, group_end, a->n_cols >= AMX_LEAST_COLS);                                         \
+    }
+#define TILE_KERNEL(KIND, IS_AMX) ((IS_AMX) ? amx_tile_##KIND : int_tile_##KIND)
+#else
+#define AMX_MATMUL(NAME)
+#define TILE_KERNEL(KIND, IS_AMX) int_tile_##KIND
+#endif
+
+/* Bytes as the tile kernel wants them: at most 127, plus a constant that carries over no byte; signed for AMX */
+static INLINE vb rebias(vb q, int bias, int is_amx) {
+    if (TILE_BIAS(bias) != bias) q = vi_add(q, vi_set1((128 - bias) * 0x01010101));
+    return is_amx && bias ? vi_xor(q, vi_set1((int32_t)0x80808080)) : q;
 }
 
 /* NAME_matmul from NAME_quants and NAME_scales; KIND names the tile kernel */
@@ -190,13 +204,13 @@ static INLINE vb rebias(vb q, int bias) {
             store_rows(a, col + c, (group + v) * 16, sum[c][v]);                                                       \
     }                                                                                                                  \
                                                                                                                        \
-    static INLINE void NAME##_fill(int_tile *tile, const NAME##_group *w, int v, int n_blocks) {                       \
+    static void NAME##_fill(int_tile *tile, const NAME##_group *w, int v, int n_blocks, int is_amx) {                  \
         for (int b = 0; b < n_blocks; b++)                                                                             \
             _Pragma("GCC unroll 1") for (int o = 0; o < NAME##_OUTER; o++) {                                           \
                 UNROLL for (int i = 0; i < NAME##_INNER; i++) {                                                        \
                     int s = (b * NAME##_OUTER + o) * NAME##_INNER + i;                                                 \
                     UNROLL for (int g = 0; g < 8; g++)                                                                 \
-                        vi_store(tile->q[s][g][v], rebias(NAME##_quants(w + b, o, i, g), NAME##_BIAS));                \
+                        vi_store(tile->q[s][g][v], rebias(NAME##_quants(w + b, o, i, g), NAME##_BIAS, is_amx));        \
                     vf d[2] = {vf_set1(0), vf_set1(0)}, m = vf_set1(0);                                                \
                     NAME##_scales(w + b, o, i, d, &m);                                                                 \
                     vf_store(tile->d[s][v][0], d[0]);                                                                  \
@@ -206,7 +220,7 @@ static INLINE vb rebias(vb q, int bias) {
             }                                                                                                          \
     }                                                                                                                  \
                                                                                                                        \
-    static void NAME##_tiled(const woolly_matmul_args *a, int64_t group, int64_t n_rv) {                               \
+    static void NAME##_tiled(const woolly_matmul_args *a, int64_t group, int64_t n_rv, int is_amx) {                   \
         int_tile tile;                                                                                                 \
         ALIGNED float acc[INT_COL_BLOCK * INT_ROWS];                                                                   \
         int64_t n_blocks = a->n_k / NAME##_BLOCK;                                                                      \
@@ -216,9 +230,10 @@ static INLINE vb rebias(vb q, int bias) {
             for (int64_t b = 0; b < n_blocks; b += INT_TILE / NAME##_SUB) {                                            \
                 int n = (int)(n_blocks - b < INT_TILE / NAME##_SUB ? n_blocks - b : INT_TILE / NAME##_SUB);            \
                 for (int v = 0; v < INT_RV; v++)                                                                       \
-                    NAME##_fill(&tile, (const NAME##_group *)a->w + (group + (v < n_rv ? v : 0)) * n_blocks + b, v, n); \
-                int_tile_##KIND(n_cols, &tile, n * NAME##_SUB, a->xq + col * a->xq_stride, a->xq_stride, a->n_k,       \
-                                b * NAME##_SUB, acc);                                                                  \
+                    NAME##_fill(&tile, (const NAME##_group *)a->w + (group + (v < n_rv ? v : 0)) * n_blocks + b, v, n,  \
+                                is_amx);                                                                               \
+                TILE_KERNEL(KIND, is_amx)(n_cols, &tile, n * NAME##_SUB, a->xq + col * a->xq_stride, a->xq_stride,     \
+                                          a->n_k, b * NAME##_SUB, acc);                                                \
             }                                                                                                          \
             for (int64_t c = 0; c < n_cols; c++)                                                                       \
                 for (int64_t v = 0; v < n_rv; v++)                                                                     \
@@ -226,11 +241,11 @@ static INLINE vb rebias(vb q, int bias) {
         }                                                                                                              \
     }                                                                                                                  \
                                                                                                                        \
-    static void NAME##_matmul(const woolly_matmul_args *a, int64_t group_begin, int64_t group_end) {                   \
+    static void NAME##_groups(const woolly_matmul_args *a, int64_t group_begin, int64_t group_end, int is_amx) {       \
         for (int64_t group = group_begin; group < group_end; group += INT_RV) {                                        \
             int64_t n_rv = group_end - group < INT_RV ? group_end - group : INT_RV;                                    \
             if (a->n_cols > INT_DIRECT) {                                                                              \
-                NAME##_tiled(a, group, n_rv);                                                                          \
+                NAME##_tiled(a, group, n_rv, is_amx);                                                                  \
                 continue;                                                                                              \
             }                                                                                                          \
             int64_t col = 0;                                                                                           \
@@ -238,6 +253,11 @@ static INLINE vb rebias(vb q, int bias) {
             if (a->n_cols - col >= 2) NAME##_direct(a, 2, col, group, n_rv), col += 2;                                 \
             if (a->n_cols - col == 1) NAME##_direct(a, 1, col, group, n_rv);                                           \
         }                                                                                                              \
-    }
+    }                                                                                                                  \
+                                                                                                                       \
+    static void NAME##_matmul(const woolly_matmul_args *a, int64_t group_begin, int64_t group_end) {                  \
+        NAME##_groups(a, group_begin, group_end, 0);                                                                   \
+    }                                                                                                                  \
+    AMX_MATMUL(NAME)
 
 #endif

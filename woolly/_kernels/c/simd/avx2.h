@@ -10,6 +10,7 @@ typedef vi vb;
 #define INT_NC 3
 #define FLOAT_RV 1
 #define FLOAT_NC 6
+#define HAS_AMX 0
 #define DOT_FULL_BIASED 0
 
 #define VF2(expr_a, expr_b) ((vf){expr_a, expr_b})
@@ -79,6 +80,7 @@ static INLINE vi vi_add(vi x, vi y) { return VI2(_mm256_add_epi32(x.a, y.a), _mm
 static INLINE vi vi_sub(vi x, vi y) { return VI2(_mm256_sub_epi32(x.a, y.a), _mm256_sub_epi32(x.b, y.b)); }
 static INLINE vi vi_and(vi x, vi y) { return VI2(_mm256_and_si256(x.a, y.a), _mm256_and_si256(x.b, y.b)); }
 static INLINE vi vi_or(vi x, vi y) { return VI2(_mm256_or_si256(x.a, y.a), _mm256_or_si256(x.b, y.b)); }
+static INLINE vi vi_xor(vi x, vi y) { return VI2(_mm256_xor_si256(x.a, y.a), _mm256_xor_si256(x.b, y.b)); }
 static INLINE vi vi_max(vi x, vi y) { return VI2(_mm256_max_epi32(x.a, y.a), _mm256_max_epi32(x.b, y.b)); }
 #define vi_sra(x, n) VI2(_mm256_srai_epi32((x).a, n), _mm256_srai_epi32((x).b, n))
 #define vi_srl(x, n) VI2(_mm256_srli_epi32((x).a, n), _mm256_srli_epi32((x).b, n))
@@ -128,16 +130,41 @@ static INLINE __m128i i32_fold(vi v, int maximum) {
     __m128i lo = _mm256_castsi256_si128(b), hi = _mm256_extracti128_si256(b, 1);
     return maximum ? _mm_max_epi32(lo, hi) : _mm_add_epi32(lo, hi);
 }
-static INLINE int32_t vi_hmax(vi v) {
-    __m128i c = i32_fold(v, 1);
-    c = _mm_max_epi32(c, _mm_shuffle_epi32(c, 0x4e));
-    return _mm_cvtsi128_si32(_mm_max_epi32(c, _mm_shuffle_epi32(c, 0xb1)));
+/* totals (or maxima) of four vectors at once: transposed in 128-bit lanes, so that half the shuffles are shared */
+static INLINE __m128i fold4_128(__m128i a, __m128i b, __m128i c, __m128i d, int maximum) {
+    __m128i ab_lo = _mm_unpacklo_epi32(a, b), ab_hi = _mm_unpackhi_epi32(a, b);
+    __m128i cd_lo = _mm_unpacklo_epi32(c, d), cd_hi = _mm_unpackhi_epi32(c, d);
+    __m128i ab = maximum ? _mm_max_epi32(ab_lo, ab_hi) : _mm_add_epi32(ab_lo, ab_hi);
+    __m128i cd = maximum ? _mm_max_epi32(cd_lo, cd_hi) : _mm_add_epi32(cd_lo, cd_hi);
+    __m128i lo = _mm_unpacklo_epi64(ab, cd), hi = _mm_unpackhi_epi64(ab, cd);
+    return maximum ? _mm_max_epi32(lo, hi) : _mm_add_epi32(lo, hi);
 }
-static INLINE int32_t vi_hsum(vi v) {
-    __m128i c = i32_fold(v, 0);
-    c = _mm_add_epi32(c, _mm_shuffle_epi32(c, 0x4e));
-    return _mm_cvtsi128_si32(_mm_add_epi32(c, _mm_shuffle_epi32(c, 0xb1)));
+static INLINE void vi_hmax4(const vi *v, int32_t *out) {
+    _mm_storeu_si128((__m128i *)out, fold4_128(i32_fold(v[0], 1), i32_fold(v[1], 1), i32_fold(v[2], 1), i32_fold(v[3], 1), 1));
+}
+static INLINE void vi_hsum4(const vi *v, int32_t *out) {
+    _mm_storeu_si128((__m128i *)out, fold4_128(i32_fold(v[0], 0), i32_fold(v[1], 0), i32_fold(v[2], 0), i32_fold(v[3], 0), 0));
 }
 static INLINE float f32_fma(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
 static INLINE float f32_of_f16(uint16_t h) { return _cvtsh_ss(h); }
 static INLINE uint16_t f16_of_f32(float x) { return _cvtss_sh(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+
+typedef struct { __m256i a_even, a_odd, b_even, b_odd; } vw;
+static INLINE vw vw_of_vi(vi x) { return (vw){x.a, _mm256_srli_epi64(x.a, 32), x.b, _mm256_srli_epi64(x.b, 32)}; }
+static INLINE vi vi_of_vw(vw x) {
+    return VI2(_mm256_blend_epi32(x.a_even, _mm256_slli_epi64(x.a_odd, 32), 0xaa),
+               _mm256_blend_epi32(x.b_even, _mm256_slli_epi64(x.b_odd, 32), 0xaa));
+}
+static INLINE vw vw_mul(vw x, uint32_t m) {
+    __m256i all = _mm256_set1_epi32((int32_t)m);
+    return (vw){_mm256_mul_epu32(x.a_even, all), _mm256_mul_epu32(x.a_odd, all), _mm256_mul_epu32(x.b_even, all),
+                _mm256_mul_epu32(x.b_odd, all)};
+}
+static INLINE __m256i high_xor_x4(__m256i x, __m256i y, __m256i z) {
+    return _mm256_xor_si256(_mm256_xor_si256(_mm256_shuffle_epi32(x, 0xf5), z), y);
+}
+static INLINE vw vw_high_xor(vw x, vw y, uint32_t z) {
+    __m256i all = _mm256_set1_epi32((int32_t)z);
+    return (vw){high_xor_x4(x.a_even, y.a_even, all), high_xor_x4(x.a_odd, y.a_odd, all),
+                high_xor_x4(x.b_even, y.b_even, all), high_xor_x4(x.b_odd, y.b_odd, all)};
+}

@@ -11,6 +11,11 @@ typedef __m512i vb; /* 64 bytes: 4 for each of 16 rows */
 #define FLOAT_RV 2      /* row groups and columns of the float tile */
 #define FLOAT_NC 12
 #define DOT_FULL_BIASED 1
+#if __has_include(<amxint8intrin.h>)
+#define HAS_AMX 1
+#else
+#define HAS_AMX 0
+#endif
 
 static INLINE vf vf_load(const float *p) { return _mm512_loadu_ps(p); }
 static INLINE void vf_store(float *p, vf a) { _mm512_storeu_ps(p, a); }
@@ -49,6 +54,7 @@ static INLINE vi vi_add(vi a, vi b) { return _mm512_add_epi32(a, b); }
 static INLINE vi vi_sub(vi a, vi b) { return _mm512_sub_epi32(a, b); }
 static INLINE vi vi_and(vi a, vi b) { return _mm512_and_si512(a, b); }
 static INLINE vi vi_or(vi a, vi b) { return _mm512_or_si512(a, b); }
+static INLINE vi vi_xor(vi a, vi b) { return _mm512_xor_si512(a, b); }
 static INLINE vi vi_max(vi a, vi b) { return _mm512_max_epi32(a, b); }
 #define vi_sra(a, n) _mm512_srai_epi32(a, n)
 #define vi_srl(a, n) _mm512_srli_epi32(a, n)
@@ -74,8 +80,42 @@ static INLINE float vf_hmax(vf a) {
     c = _mm_max_ps(c, _mm_movehl_ps(c, c));
     return _mm_cvtss_f32(_mm_max_ss(c, _mm_shuffle_ps(c, c, 1)));
 }
-static INLINE int32_t vi_hmax(vi a) { return _mm512_reduce_max_epi32(a); }
-static INLINE int32_t vi_hsum(vi a) { return _mm512_reduce_add_epi32(a); }
+/* totals (or maxima) of four vectors at once: transposed in 128-bit lanes, so that half the shuffles are shared */
+static INLINE __m128i fold4_128(__m128i a, __m128i b, __m128i c, __m128i d, int maximum) {
+    __m128i ab_lo = _mm_unpacklo_epi32(a, b), ab_hi = _mm_unpackhi_epi32(a, b);
+    __m128i cd_lo = _mm_unpacklo_epi32(c, d), cd_hi = _mm_unpackhi_epi32(c, d);
+    __m128i ab = maximum ? _mm_max_epi32(ab_lo, ab_hi) : _mm_add_epi32(ab_lo, ab_hi);
+    __m128i cd = maximum ? _mm_max_epi32(cd_lo, cd_hi) : _mm_add_epi32(cd_lo, cd_hi);
+    __m128i lo = _mm_unpacklo_epi64(ab, cd), hi = _mm_unpackhi_epi64(ab, cd);
+    return maximum ? _mm_max_epi32(lo, hi) : _mm_add_epi32(lo, hi);
+}
+static INLINE __m128i fold_128(vi a, int maximum) {
+    __m256i lo = _mm512_castsi512_si256(a), hi = _mm512_extracti64x4_epi64(a, 1);
+    __m256i b = maximum ? _mm256_max_epi32(lo, hi) : _mm256_add_epi32(lo, hi);
+    __m128i c = _mm256_castsi256_si128(b), d = _mm256_extracti128_si256(b, 1);
+    return maximum ? _mm_max_epi32(c, d) : _mm_add_epi32(c, d);
+}
+static INLINE void vi_hmax4(const vi *v, int32_t *out) {
+    _mm_storeu_si128((__m128i *)out, fold4_128(fold_128(v[0], 1), fold_128(v[1], 1), fold_128(v[2], 1), fold_128(v[3], 1), 1));
+}
+static INLINE void vi_hsum4(const vi *v, int32_t *out) {
+    _mm_storeu_si128((__m128i *)out, fold4_128(fold_128(v[0], 0), fold_128(v[1], 0), fold_128(v[2], 0), fold_128(v[3], 0), 0));
+}
 static INLINE float f32_fma(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
 static INLINE float f32_of_f16(uint16_t h) { return _cvtsh_ss(h); }
 static INLINE uint16_t f16_of_f32(float x) { return _cvtss_sh(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
+
+typedef struct { __m512i even, odd; } vw;
+static INLINE vw vw_of_vi(vi x) { return (vw){x, _mm512_srli_epi64(x, 32)}; }
+static INLINE vi vi_of_vw(vw x) { return _mm512_mask_blend_epi32(0xaaaa, x.even, _mm512_slli_epi64(x.odd, 32)); }
+static INLINE vw vw_mul(vw x, uint32_t m) {
+    __m512i all = _mm512_set1_epi32((int32_t)m);
+    return (vw){_mm512_mul_epu32(x.even, all), _mm512_mul_epu32(x.odd, all)};
+}
+static INLINE __m512i high_xor_x8(__m512i x, __m512i y, __m512i z) {
+    return _mm512_ternarylogic_epi32(_mm512_shuffle_epi32(x, _MM_PERM_DDBB), y, z, 0x96);
+}
+static INLINE vw vw_high_xor(vw x, vw y, uint32_t z) {
+    __m512i all = _mm512_set1_epi32((int32_t)z);
+    return (vw){high_xor_x8(x.even, y.even, all), high_xor_x8(x.odd, y.odd, all)};
+}

@@ -16,6 +16,7 @@ typedef uint32_t vu __attribute__((vector_size(64)));
 #define INT_NC 2
 #define FLOAT_RV 1
 #define FLOAT_NC 2
+#define HAS_AMX 0
 #define DOT_FULL_BIASED 1 /* dot_full takes bytes biased by 128 and leaves the correction to its caller */
 
 #define LANES(i) for (int i = 0; i < 16; i++)
@@ -102,6 +103,7 @@ static INLINE vi vi_add(vi x, vi y) { return (vi)((vu)x + (vu)y); }
 static INLINE vi vi_sub(vi x, vi y) { return (vi)((vu)x - (vu)y); }
 static INLINE vi vi_and(vi x, vi y) { return x & y; }
 static INLINE vi vi_or(vi x, vi y) { return x | y; }
+static INLINE vi vi_xor(vi x, vi y) { return x ^ y; }
 static INLINE vi vi_max(vi x, vi y) { return vi_select(x > y, x, y); }
 #define vi_sra(x, n) ((vi)(x) >> (n))
 #define vi_srl(x, n) ((vi)((vu)(x) >> (n)))
@@ -134,13 +136,39 @@ static INLINE float vf_hmax(vf v) {
         for (int i = 0; i < half; i++) v[i] = v[i] > v[i + half] ? v[i] : v[i + half];
     return v[0];
 }
-static INLINE int32_t vi_hmax(vi v) {
-    int32_t out = v[0];
-    LANES(i) out = v[i] > out ? v[i] : out;
-    return out;
+/* maxima and totals of four vectors each */
+static INLINE void vi_hmax4(const vi *v, int32_t *out) {
+    for (int j = 0; j < 4; j++) {
+        out[j] = v[j][0];
+        LANES(i) out[j] = v[j][i] > out[j] ? v[j][i] : out[j];
+    }
 }
-static INLINE int32_t vi_hsum(vi v) {
-    int32_t out = 0;
-    LANES(i) out += v[i];
-    return out;
+static INLINE void vi_hsum4(const vi *v, int32_t *out) {
+    for (int j = 0; j < 4; j++) {
+        out[j] = 0;
+        LANES(i) out[j] += v[j][i];
+    }
+}
+
+/* 16 unsigned numbers of 32 bits in lanes of 64; what the upper halves hold does not matter, except after vw_mul */
+typedef struct { uint64_t lane[16]; } vw;
+static INLINE vw vw_of_vi(vi x) {
+    vw v;
+    LANES(i) v.lane[i] = (uint32_t)x[i];
+    return v;
+}
+static INLINE vi vi_of_vw(vw x) {
+    vi v;
+    LANES(i) v[i] = (int32_t)x.lane[i];
+    return v;
+}
+/* all 64 bits of x m */
+static INLINE vw vw_mul(vw x, uint32_t m) {
+    LANES(i) x.lane[i] = (uint64_t)(uint32_t)x.lane[i] * m;
+    return x;
+}
+/* (upper half of x) ^ y ^ z */
+static INLINE vw vw_high_xor(vw x, vw y, uint32_t z) {
+    LANES(i) x.lane[i] = x.lane[i] >> 32 ^ y.lane[i] ^ z;
+    return x;
 }

@@ -1,0 +1,75 @@
+"""The README says what the registries say, and its Python runs."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from woolly import cli
+from woolly._kernels import compiled_isas, kernel_formats
+from woolly.models import ARCHITECTURES
+from woolly.pretokenizers import PRE_TOKENIZERS
+from woolly.vocabulary import KINDS
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def table(heading: str) -> list[list[str]]:
+    """The rows of the table under a bold heading, cells without backquotes."""
+    lines = README.partition(f"**{heading}**")[2].partition("\n\n")[2].splitlines()
+    rows = [line for line in lines[: lines.index("")] if line.startswith("|")][2:]
+    return [[cell.strip().strip("`") for cell in row.strip("|").split("|")] for row in rows]
+
+
+def first_column(heading: str) -> list[str]:
+    return [row[0] for row in table(heading)]
+
+
+def test_formats():
+    said = {name.lower(): tuple(map(float, sizes)) for name, *sizes in table("Weight formats")}
+    has = {name: (block, n_bytes, 8 * n_bytes / block) for name, (_, block, n_bytes) in kernel_formats().items()}
+    assert said == has
+
+
+def test_architectures():
+    assert first_column("Architectures") == list(ARCHITECTURES)
+
+
+def test_tokenizers():
+    assert set(first_column("Tokenizers")) == set(KINDS)
+    assert f"{len(PRE_TOKENIZERS)} names" in README
+
+
+@pytest.mark.skipif(len(compiled_isas()) == 1, reason="the README lists the instruction sets of x86")
+def test_instruction_sets():
+    assert set(first_column("Machines")) == set(compiled_isas())
+
+
+def test_every_command_and_option_is_named():
+    (commands,) = (action for action in cli.make_parser()._actions if action.dest == "command_name")
+    for name, command in commands.choices.items():
+        assert f"woolly {name}" in README
+        options = {option for action in command._actions for option in action.option_strings}
+        for option in options - {"-h", "--help", "--force"}:
+            assert re.search(rf"(?<![\w-]){option}(?![\w-])", README), f"woolly {name} {option}"
+
+
+def test_links_and_pictures():
+    for name in re.findall(r"\]\(([^):]+)\)", README):
+        assert (ROOT / name).is_file(), name
+    for picture in (ROOT / "docs").glob("*.svg"):
+        ElementTree.parse(picture)
+
+
+def test_python_runs(smollm2_path, capsys):
+    """All blocks in order, in one namespace, as a reader would type them."""
+    namespace: dict[str, object] = {}
+    for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL):
+        exec(compile(block, "README.md", "exec"), namespace)
+    out = capsys.readouterr().out
+    assert "Paris" in out
+    assert "(5, 576)" in out

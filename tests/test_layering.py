@@ -1,0 +1,147 @@
+"""Imports run one way: every module of the package may import only what stands before it here."""
+
+from __future__ import annotations
+
+import ast
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parents[1] / "woolly"
+
+# A module may import modules of earlier rows. Those of one row do not know each other.
+ORDER = (
+    ("errors",),
+    ("config", "_kernels.threads", "_kernels.scan"),
+    ("_kernels.dispatch",),
+    ("_kernels.matmul", "_kernels.limits"),
+    ("_kernels.rows", "_kernels.attention"),
+    ("_kernels.program",),
+    ("_kernels",),
+    ("formats",),
+    ("metadata",),
+    ("gguf_file",),
+    ("weights",),
+    ("layers",),
+    ("models.gguf_config",),
+    ("models.llama", "models.gemma3"),
+    ("models",),
+    ("engine", "pretokenizers", "chat", "sampling", "hub_hf", "terminal"),
+    ("subwords",),
+    ("vocabulary",),
+    ("tokenizer",),
+    ("session",),
+    ("model",),
+    ("hub",),
+    ("loading",),
+    ("",),  # the package's own names, which it imports at first use
+    ("environment",),
+    ("cli_run", "cli_models"),
+    ("cli",),
+    ("__main__",),
+)
+RANK = {module: rank for rank, row in enumerate(ORDER) for module in row}
+
+# Some know less than their row allows: what they may import of the package, at most
+NARROW = {
+    "config": set(),
+    "formats": {"errors"},
+    "metadata": {"errors", "_kernels.scan"},
+    "pretokenizers": {"errors"},
+    "subwords": {"errors", "pretokenizers"},
+    "vocabulary": {"errors", "pretokenizers", "subwords"},
+    "tokenizer": {"errors", "vocabulary", "subwords", "gguf_file"},
+    "chat": {"errors"},
+    "sampling": {"errors"},
+    "engine": {"errors", "config", "_kernels"},
+    "session": {"errors", "sampling"},
+    "hub": {"errors", "hub_hf"},
+    "hub_hf": {"errors"},
+    "terminal": {"errors"},
+}
+
+
+def modules() -> dict[str, Path]:
+    """Every module by its name inside the package, without those of the benchmarks, which may import all."""
+    found = {}
+    for path in [*PACKAGE.rglob("*.py"), *PACKAGE.rglob("*.pyx"), *PACKAGE.rglob("*.pxd")]:
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        if parts[0] != "bench":
+            name = ".".join(part for part in parts if part != "__init__")
+            found[f"{name}{path.suffix if path.suffix == '.pxd' else ''}"] = path
+    return found
+
+
+MODULES = modules()
+
+
+def full_names(module: str, names: list[str]) -> Iterator[str]:
+    """Modules that `from module import names` reads: the names themselves where they are modules."""
+    for name in names:
+        inner = f"{module}.{name}".strip(".")
+        yield inner if inner in MODULES else module
+
+
+def python_imports(path: Path) -> set[str]:
+    """Modules of the package that a Python file imports anywhere but under TYPE_CHECKING."""
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            node.body = []
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name.removeprefix("woolly").strip(".") for alias in node.names if is_ours(alias.name)}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            if is_ours(node.module):
+                found |= set(full_names(node.module[6:].strip("."), [alias.name for alias in node.names]))
+    return found
+
+
+def cython_imports(path: Path) -> set[str]:
+    """Modules of the package that a Cython file imports or cimports."""
+    text = path.read_text()
+    found: set[str] = set()
+    for module, bracketed, names in re.findall(r"^from (woolly[\w.]*) c?import (?:\(([^)]*)\)|(.*))$", text, re.M):
+        listed = [name.strip().split(" as ")[0] for name in (bracketed or names).split(",") if name.strip()]
+        found |= set(full_names(module[6:].strip("."), listed))
+    assert not re.search(r"^c?import woolly", text, re.M)
+    return found - {"_kernels.kernels"}  # declarations of the C table
+
+
+def is_ours(module: str | None) -> bool:
+    return module is not None and (module == "woolly" or module.startswith("woolly."))
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_imports_run_one_way(name: str) -> None:
+    path = MODULES[name]
+    module = name.removesuffix(".pxd")
+    if module == "_kernels.kernels":
+        assert not cython_imports(path)
+        return
+    assert module in RANK, f"{name} has no place in the order of imports: give it one in {Path(__file__).name}"
+    imports = python_imports(path) if path.suffix == ".py" else cython_imports(path) - {module}
+    for imported in imports:
+        assert imported in RANK, f"{name} imports {imported}, which has no place in the order"
+        assert RANK[imported] < RANK[module], f"{name} imports {imported}, which comes after it"
+    assert imports <= NARROW.get(module, imports), f"{name} is to import {NARROW[module]} only"
+
+
+def test_the_order_lists_no_module_that_is_not_there() -> None:
+    assert set(RANK) - {"_kernels.limits"} <= set(MODULES)
+
+
+def test_openmp_is_known_to_threads_and_parallel_regions_alone() -> None:
+    users = {path.stem for path in PACKAGE.rglob("*.pyx") if re.search(r"\bopenmp\b", path.read_text())}
+    assert users <= {"threads", "program", "limits"}
+
+
+def test_public_names_come_from_where_the_package_says() -> None:
+    import woolly
+
+    for name, home in woolly._HOME.items():
+        assert home in MODULES, name

@@ -1,0 +1,104 @@
+"""Opening models, and everything that keeps one from being opened."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from make_gguf import write_tiny_llama
+
+import woolly
+from woolly.errors import GGUFError, UnsupportedModelError, WoollyError
+
+
+@pytest.fixture
+def tiny(tmp_path: Path) -> Path:
+    return write_tiny_llama(tmp_path / "tiny.gguf", n_ctx=6000)
+
+
+def test_defaults(tiny: Path) -> None:
+    with woolly.load_gguf(tiny) as model:
+        assert (model.name, model.n_ctx, model.engine.cache_dtype) == ("tiny", 4096, "f16")
+        assert model.n_threads == woolly.environment.default_threads()
+        assert model.load_s > 0
+    with woolly.load_gguf(str(tiny), n_ctx=6000, n_threads=3, cache_dtype="f32", name="mine") as model:
+        assert (model.name, model.n_ctx, model.n_threads, model.engine.cache_dtype) == ("mine", 6000, 3, "f32")
+
+
+def test_load_takes_a_path(tiny: Path) -> None:
+    for path in (tiny, str(tiny)):
+        with woolly.load(path, n_ctx=64, n_threads=1) as model:
+            assert (model.name, model.n_ctx) == ("tiny", 64)
+
+
+def test_load_takes_a_cached_name(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("woolly.hub.resolve", lambda name: tiny)
+    with woolly.load("smollm2") as model:
+        assert model.name == "smollm2"
+    with woolly.load() as model:
+        assert model.name == "tiny"
+
+
+@pytest.mark.parametrize("n_ctx", [0, -1, True, 1.5, "64"])
+def test_bad_context_lengths_are_refused(tiny: Path, n_ctx: object) -> None:
+    with pytest.raises(WoollyError, match=f"n_ctx: expected a positive integer, got {n_ctx!r}"):
+        woolly.load_gguf(tiny, n_ctx=n_ctx)
+
+
+def test_contexts_beyond_training_are_refused(tiny: Path) -> None:
+    with pytest.raises(WoollyError, match="n_ctx: 6001 tokens asked for, the model was trained for 6000"):
+        woolly.load_gguf(tiny, n_ctx=6001)
+
+
+def test_bad_options_are_refused(tiny: Path) -> None:
+    with pytest.raises(WoollyError, match="n_threads: expected an integer of 1 to 256, got 0"):
+        woolly.load_gguf(tiny, n_threads=0)
+    with pytest.raises(ValueError, match="cache_dtype must be"):
+        woolly.load_gguf(tiny, cache_dtype="bf16")
+    with pytest.raises(TypeError, match="unexpected keyword argument 'threads'"):
+        woolly.load_gguf(tiny, threads=1)
+
+
+def test_files_that_are_no_model_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        woolly.load_gguf(tmp_path / "nothing.gguf")
+    text = tmp_path / "text.gguf"
+    text.write_text("Once upon a time")
+    with pytest.raises(GGUFError, match=r"text\.gguf"):
+        woolly.load_gguf(text)
+
+
+def test_every_truncation_is_refused(tiny: Path) -> None:
+    raw = tiny.read_bytes()
+    rng = np.random.default_rng(0)
+    for end in [0, 3, 4, 23, *rng.integers(24, len(raw), 40), len(raw) - 1]:
+        tiny.write_bytes(raw[:end])
+        with pytest.raises(GGUFError):
+            woolly.load_gguf(tiny)
+
+
+def test_unknown_architectures_are_refused_with_the_known(tiny: Path) -> None:
+    tiny.write_bytes(tiny.read_bytes().replace(b"llama", b"lloma"))
+    message = "architecture 'lloma' is not supported; those that are: llama, gemma3"
+    with pytest.raises(UnsupportedModelError, match=message):
+        woolly.load_gguf(tiny)
+
+
+def test_flipped_bytes_load_or_are_refused(tiny: Path) -> None:
+    """Any byte of the header may be wrong: no crash, and no error that is not ours."""
+    raw = bytearray(tiny.read_bytes())
+    header = raw.index(b"output_norm.weight") + 64
+    rng = np.random.default_rng(1)
+    outcomes = set()
+    for _ in range(150):
+        changed = raw.copy()
+        for at in rng.integers(0, header, rng.integers(1, 4)):
+            changed[at] = rng.integers(0, 256)
+        tiny.write_bytes(changed)
+        try:
+            woolly.load_gguf(tiny, n_ctx=16, n_threads=1).forward([1, 2])
+            outcomes.add("loads")
+        except WoollyError:
+            outcomes.add("refused")
+    assert outcomes == {"loads", "refused"}

@@ -1,0 +1,350 @@
+"""Packed matrices and their matmul: every format, on every instruction set.
+
+Bounds follow from the roundings. u is the largest relative error of one in float32. A float format's element is a chain
+of k fused multiply-adds: k u Σ|w||x|. A quantised format's element is a chain over blocks of 32, whose integer dot
+products are exact; each block rounds its sum to float32, twice by its scales, and once into the chain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import reference
+import strategies as sts
+from hypothesis import given
+from hypothesis import strategies as st
+from make_gguf import FLOATS
+from strategies import MatmulCase
+
+from woolly._kernels import (
+    PackedMatrix,
+    aligned_empty,
+    available_isas,
+    dequantize,
+    kernel_formats,
+    matmul,
+    quantize_q16,
+    use_isa,
+)
+from woolly.errors import UnsupportedFormatError, WoollyError
+
+U = 2.0**-24
+MINIMUM_QUANTS = {"q4_1": 4, "q4_k": 16}  # where the quants of a block begin, of formats with minima
+
+each_format = pytest.mark.parametrize("name", sts.FORMATS)
+
+
+def pack(name: str, raw: np.ndarray) -> PackedMatrix:
+    block_size, block_bytes = sts.block_shape(name)
+    return PackedMatrix(len(raw), raw.shape[1] // block_bytes * block_size, name).pack(raw)
+
+
+def minima(name: str, raw: np.ndarray) -> np.ndarray | float:
+    """What each weight adds to its scale times its quant: the values of the same blocks with all quants at zero."""
+    if name not in MINIMUM_QUANTS:
+        return 0.0
+    blocks = raw.reshape(len(raw), -1, sts.block_shape(name)[1]).copy()
+    blocks[:, :, MINIMUM_QUANTS[name] :] = 0
+    return reference.dequantize(blocks.reshape(raw.shape), name).astype(np.float64)
+
+
+def expected_and_bound(case: MatmulCase) -> tuple[np.ndarray, np.ndarray]:
+    """The product in float64, of activations as the kernel quantises them, and how far float32 may be from it."""
+    w, x = reference.dequantize(case.raw, case.name).astype(np.float64), case.x.astype(np.float64)
+    if case.name in FLOATS:
+        return reference.matmul(w, x), (w.shape[1] + 1) * U * reference.matmul(np.abs(w), np.abs(x))
+    x = reference.dequantize_activations(*quantize_q16(case.x))
+    m = minima(case.name, case.raw)
+    size = reference.matmul(np.abs(w - m) + np.abs(m), np.abs(x))
+    return reference.matmul(w, x), (w.shape[1] // 32 + 5) * U * size
+
+
+def assert_equals_reference(case: MatmulCase) -> None:
+    expected, bound = expected_and_bound(case)
+    actual = matmul(pack(case.name, case.raw), case.x)
+    assert (actual.dtype, actual.shape) == (np.float32, (len(case.x), len(case.raw)))
+    excess = np.abs(actual - expected) - 1.01 * bound - 2.0**-126  # products below the normal range lose bits
+    assert (excess <= 0).all(), f"{case.name}: off by {excess.max():g} more than the bound"
+
+
+def assert_same_bits(compute: Callable[[int], np.ndarray]) -> None:
+    """compute(n_threads) gives the same bytes on every instruction set, with one thread and with more."""
+    expected = compute(1).tobytes()
+    for isa in available_isas():
+        with use_isa(isa):
+            assert all(compute(n_threads).tobytes() == expected for n_threads in (1, 2, 3)), isa
+
+
+# Packing
+
+
+@each_format
+@given(sts.sizes(50, min_size=1), sts.sizes(40, min_size=1), sts.seeds, sts.n_threads)
+def test_unpack_gives_back_what_was_packed(
+    isa: str, name: str, n_rows: int, n_blocks: int, seed: int, n_threads: int
+) -> None:
+    n_blocks = max(1, n_blocks // 4) if name.endswith("_k") else n_blocks
+    raw = sts.random_raw(seed, name, n_rows, n_blocks)
+    packed = PackedMatrix(n_rows, n_blocks * sts.block_shape(name)[0], name).pack(raw, n_threads=n_threads)
+    np.testing.assert_array_equal(packed.unpack(), raw)
+
+
+@each_format
+def test_packing_any_bytes_is_the_same_on_every_isa(name: str) -> None:
+    """Also bytes that are no number: NaNs and infinities must come through as they are."""
+    raw = np.random.default_rng(0).integers(0, 256, (35, 6 * sts.block_shape(name)[1]), np.uint8)
+    images = set()
+    for isa in available_isas():
+        with use_isa(isa):
+            packed = pack(name, raw)
+            np.testing.assert_array_equal(packed.unpack(), raw)
+            images.add(packed.data.tobytes())
+    assert len(images) == 1
+
+
+@each_format
+def test_a_matrix_packed_under_one_isa_serves_all(name: str) -> None:
+    raw, x = sts.random_raw(1, name, 40, 2), sts.random_floats(2, (3, 2 * sts.block_shape(name)[0]))
+    with use_isa("scalar"):
+        packed = pack(name, raw)
+    assert_same_bits(lambda n_threads: matmul(packed, x, n_threads=n_threads))
+
+
+@each_format
+def test_packed_size_is_the_source_padded_to_whole_groups(name: str) -> None:
+    block_size, block_bytes = sts.block_shape(name)
+    packed = PackedMatrix(33, 3 * block_size, name)
+    assert packed.shape == (packed.n_rows, packed.n_cols) == (33, 3 * block_size)
+    assert (packed.format, packed.nbytes, packed.data) == (name, 48 * 3 * block_bytes, None)
+    packed.pack(sts.random_raw(0, name, 33, 3))
+    assert packed.data.nbytes == packed.nbytes
+    assert packed.data.ctypes.data % 64 == 0
+
+
+@each_format
+def test_packing_again_replaces(name: str) -> None:
+    packed = pack(name, sts.random_raw(0, name, 17, 2))
+    again = sts.random_raw(1, name, 17, 2)
+    assert packed.pack(again) is packed
+    np.testing.assert_array_equal(packed.unpack(), again)
+
+
+def test_wrong_shapes_and_formats_are_refused() -> None:
+    with pytest.raises(UnsupportedFormatError, match="format 'q9_9' has no kernels; those that have: f32, f16"):
+        PackedMatrix(1, 32, "q9_9")
+    for shape in ((0, 32), (1, 0), (-1, 32)):
+        with pytest.raises(ValueError, match=rf"expected a shape of at least \(1, 1\), got \({shape[0]}, {shape[1]}\)"):
+            PackedMatrix(*shape, "q4_0")
+    with pytest.raises(ValueError, match="PackedMatrix: q6_k wants a multiple of 256 columns, got 128"):
+        PackedMatrix(1, 128, "q6_k")
+    with pytest.raises(TypeError, match=r"positional arguments|exactly 3"):
+        PackedMatrix(1, 32)
+
+
+def test_wrong_rows_are_refused() -> None:
+    packed = PackedMatrix(2, 64, "q4_0")
+    for shape in ((2, 35), (3, 36), (0, 36)):
+        message = rf"pack: expected q4_0 rows of shape \(2, 36\) bytes, got \({shape[0]}, {shape[1]}\)"
+        with pytest.raises(ValueError, match=message):
+            packed.pack(np.zeros(shape, np.uint8))
+    with pytest.raises(ValueError, match="Buffer dtype mismatch"):
+        packed.pack(np.zeros((2, 36), np.int8))
+    with pytest.raises(ValueError, match="not C-contiguous"):
+        packed.pack(np.zeros((36, 2), np.uint8).T)
+    with pytest.raises(TypeError, match="'rows' must not be None"):
+        packed.pack(None)
+    with pytest.raises(WoollyError, match="n_threads: expected an integer of 1 to 256, got 0"):
+        packed.pack(np.zeros((2, 36), np.uint8), n_threads=0)
+
+
+def test_nothing_can_be_done_before_packing() -> None:
+    packed = PackedMatrix(2, 64, "q4_0")
+    calls = (
+        packed.unpack,
+        packed.dequantize,
+        lambda: packed.rows(np.zeros(1, np.int64)),
+        lambda: matmul(packed, np.zeros((1, 64), np.float32)),
+    )
+    for call in calls:
+        with pytest.raises(ValueError, match="PackedMatrix: nothing was packed yet"):
+            call()
+
+
+def test_aligned_memory() -> None:
+    for n_bytes, align in ((1, 64), (65, 128), (100, 4096)):
+        memory = aligned_empty(n_bytes, align=align)
+        assert (memory.shape, memory.dtype, memory.ctypes.data % align) == ((n_bytes,), np.uint8, 0)
+
+
+# Dequantisation
+
+
+@each_format
+@given(sts.sizes(20), sts.sizes(20), sts.seeds)
+def test_dequantize_is_the_published_one(isa: str, name: str, n_rows: int, n_blocks: int, seed: int) -> None:
+    raw = sts.random_raw(seed, name, n_rows, n_blocks)
+    values = dequantize(raw, name)
+    assert (values.dtype, values.shape) == (np.float32, (n_rows, n_blocks * sts.block_shape(name)[0]))
+    if raw.size:
+        assert values.tobytes() == reference.dequantize(raw, name).tobytes()
+
+
+@each_format
+def test_embedding_rows_are_dequantised(isa: str, name: str) -> None:
+    raw = sts.random_raw(3, name, 37, 2)
+    packed, values = pack(name, raw), reference.dequantize(raw, name)
+    index = np.array([36, 0, 0, 16, 15], np.int64)
+    assert packed.rows(index).tobytes() == values[index].tobytes()
+    assert packed.rows(index[:0]).shape == (0, values.shape[1])
+    assert packed.dequantize().tobytes() == values.tobytes()
+
+
+@pytest.mark.parametrize("index", [-1, 37, 2**40, -(2**63)])
+def test_embedding_rows_outside_are_refused(index: int) -> None:
+    packed = pack("q8_0", sts.random_raw(3, "q8_0", 37, 2))
+    with pytest.raises(IndexError, match=rf"rows: index {index} is not in \[0, 37\)"):
+        packed.rows(np.array([0, index], np.int64))
+
+
+def test_dequantize_refuses_what_is_no_block() -> None:
+    with pytest.raises(ValueError, match="dequantize: q4_0 rows are multiples of 18 bytes, got 19"):
+        dequantize(np.zeros((1, 19), np.uint8), "q4_0")
+    with pytest.raises(UnsupportedFormatError, match="format 'i8' has no kernels"):
+        dequantize(np.zeros((1, 18), np.uint8), "i8")
+    with pytest.raises(TypeError, match="'rows' must not be None"):
+        dequantize(None, "q4_0")
+    with pytest.raises(TypeError, match="'index' must not be None"):
+        pack("q8_0", sts.random_raw(3, "q8_0", 1, 1)).rows(None)
+    with pytest.raises(ValueError, match="Buffer dtype mismatch"):
+        pack("q8_0", sts.random_raw(3, "q8_0", 1, 1)).rows(np.zeros(1, np.int32))
+
+
+# Matmul
+
+
+@each_format
+@given(st.data())
+def test_matmul(isa: str, name: str, data: st.DataObject) -> None:
+    assert_equals_reference(data.draw(sts.matmul_cases(name)))
+
+
+@each_format
+@given(st.data())
+def test_matmul_same_bits(name: str, data: st.DataObject) -> None:
+    case = data.draw(sts.matmul_cases(name))
+    packed = pack(name, case.raw)
+    assert_same_bits(lambda n_threads: matmul(packed, case.x, n_threads=n_threads))
+
+
+@each_format
+@pytest.mark.parametrize(("n_rows", "n_blocks", "n"), [(1, 1, 1), (16, 1, 130), (33, 5, 97), (47, 70, 7), (64, 9, 257)])
+def test_matmul_past_every_tile(isa: str, name: str, n_rows: int, n_blocks: int, n: int) -> None:
+    """Columns beyond a block of them, k beyond a tile, rows that are no whole group."""
+    block_size = sts.block_shape(name)[0]
+    n_blocks = n_blocks if block_size < 256 else max(1, n_blocks // 8)
+    n_blocks = n_blocks * 32 + 1 if block_size == 1 else n_blocks
+    x = sts.random_floats(5, (n, n_blocks * block_size))
+    assert_equals_reference(MatmulCase(name, sts.random_raw(4, name, n_rows, n_blocks), x))
+
+
+@each_format
+def test_a_column_is_the_same_alone_and_among_others(isa: str, name: str) -> None:
+    block_size = sts.block_shape(name)[0]
+    n_blocks = 3 if block_size > 1 else 300
+    packed = pack(name, sts.random_raw(6, name, 45, n_blocks))
+    x = sts.random_floats(7, (140, n_blocks * block_size))
+    whole = matmul(packed, x)
+    for n in (1, 2, 3, 4, 5, 6, 7, 12, 13, 97, 129):
+        assert matmul(packed, x[-n:]).tobytes() == whole[-n:].tobytes(), n
+
+
+@pytest.mark.parametrize("name", sts.QUANTISED_FORMATS)
+def test_extreme_quants_do_not_saturate(isa: str, name: str) -> None:
+    """All bits of the quants set and cleared, against the largest activations of either sign."""
+    raw = sts.random_raw(8, name, 4, 1)
+    scales = {"q8_0": 2, "q4_0": 2, "q4_1": 4, "q5_0": 2, "q4_k": 4}.get(name, 0)
+    end = 192 if name == "q6_k" else raw.shape[1]
+    for row, byte in enumerate((0x00, 0xFF, 0x80, 0x7F)):
+        raw[row, scales:end] = byte
+    k = sts.block_shape(name)[0]
+    signs = np.where(np.arange(k) % 2, -1, 1)
+    x = np.stack([np.full(k, 32639), np.full(k, -32639), 32639 * signs, np.full(k, 128), np.full(k, -127)] * 2)
+    assert_equals_reference(MatmulCase(name, raw, x.astype(np.float32)))
+
+
+@each_format
+def test_a_column_that_is_not_finite_spoils_no_other(isa: str, name: str) -> None:
+    k = 2 * sts.block_shape(name)[0]
+    packed, x = pack(name, sts.random_raw(9, name, 20, 2)), sts.random_floats(10, (9, k))
+    expected = matmul(packed, x)
+    for n, value in ((9, np.nan), (9, np.inf), (3, np.nan)):
+        spoiled = x[:n].copy()
+        spoiled[1, 0] = value
+        actual = matmul(packed, spoiled)
+        assert not np.isfinite(actual[1]).any()
+        assert np.delete(actual, 1, 0).tobytes() == np.delete(expected[:n], 1, 0).tobytes()
+
+
+@each_format
+def test_out_is_used_and_no_tokens_are_fine(isa: str, name: str) -> None:
+    packed, x = pack(name, sts.random_raw(1, name, 19, 1)), sts.random_floats(2, (3, sts.block_shape(name)[0]))
+    out = np.full((3, 19), np.nan, np.float32)
+    assert matmul(packed, x, out=out) is out
+    assert out.tobytes() == matmul(packed, x).tobytes()
+    assert matmul(packed, x[:0]).shape == (0, 19)
+
+
+def test_matmul_refuses_what_does_not_fit() -> None:
+    packed, x = pack("q4_0", sts.random_raw(1, "q4_0", 19, 2)), np.zeros((3, 64), np.float32)
+    with pytest.raises(ValueError, match=r"matmul: x has 32 columns, w \(q4_0\) expects 64"):
+        matmul(packed, x[:, :32].copy())
+    with pytest.raises(TypeError, match="'x' must not be None"):
+        matmul(packed, None)
+    with pytest.raises(TypeError, match="got NoneType"):
+        matmul(None, x)
+    with pytest.raises(ValueError, match="expected 'const float' but got 'double'"):
+        matmul(packed, x.astype(np.float64))
+    with pytest.raises(ValueError, match="not C-contiguous"):
+        matmul(packed, np.asfortranarray(x))
+    with pytest.raises(WoollyError, match="n_threads: expected an integer of 1 to 256, got 300"):
+        matmul(packed, x, n_threads=300)
+
+
+@pytest.mark.parametrize(
+    ("out", "message"),
+    [
+        (np.zeros((3, 18), np.float32), r"must be a float32 array of shape \(3, 19\), got float32 \(3, 18\)"),
+        (np.zeros((3, 19), np.float16), r"must be a float32 array of shape \(3, 19\), got float16 \(3, 19\)"),
+        ("out", r"must be a float32 array of shape \(3, 19\), got str"),
+        (np.zeros((19, 3), np.float32).T, "must be C-contiguous and writable"),
+        (np.broadcast_to(np.float32(0), (3, 19)), "must be C-contiguous and writable"),
+    ],
+)
+def test_matmul_refuses_a_bad_out(out: object, message: str) -> None:
+    packed = pack("q4_0", sts.random_raw(1, "q4_0", 19, 2))
+    with pytest.raises(ValueError, match=f"matmul: out {message}"):
+        matmul(packed, np.zeros((3, 64), np.float32), out=out)
+
+
+@pytest.mark.parametrize("name", ["f32", "q8_0"])
+def test_matmul_refuses_to_write_over_its_input(name: str) -> None:
+    x = sts.random_floats(2, (3, 32))
+    packed = pack(name, sts.random_raw(1, name, 32, 32 // sts.block_shape(name)[0]))
+    with pytest.raises(ValueError, match="matmul: out shares memory with x"):
+        matmul(packed, x, out=x)
+
+
+def test_two_python_threads_at_once() -> None:
+    cases = [(pack(name, sts.random_raw(1, name, 70, 256 // sts.block_shape(name)[0]))) for name in sts.FORMATS]
+    x = sts.random_floats(2, (40, 256))
+    expected = [matmul(packed, x).tobytes() for packed in cases]
+    with ThreadPoolExecutor(2) as pool:
+        for _ in range(5):
+            assert [y.tobytes() for y in pool.map(lambda packed: matmul(packed, x, n_threads=2), cases)] == expected
+
+
+def test_every_kernel_format_is_tested() -> None:
+    assert set(sts.FORMATS) == set(kernel_formats())

@@ -1,0 +1,74 @@
+"""Tensors by name, against the shape that a model expects."""
+
+import gguf
+import numpy as np
+import pytest
+import reference
+from gguf_builder import GGUFBuilder
+from make_gguf import row_bytes, write_tiny_llama
+
+from woolly.errors import GGUFError, UnsupportedFormatError
+from woolly.gguf_file import GGUFFile
+from woolly.weights import Weights
+
+
+@pytest.mark.parametrize("name", ["f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0"])
+def test_matrices_are_packed_and_counted(tmp_path, name: str) -> None:
+    path = write_tiny_llama(tmp_path / "tiny.gguf", dtype=name)
+    stored = {t.name: t for t in gguf.GGUFReader(path).tensors}
+    with GGUFFile.open(path) as file:
+        weights = Weights(file, n_threads=2)
+        matrix = weights.matrix("blk.0.ffn_down.weight", (64, 128))
+        vector = weights.vector("output_norm.weight", 64)
+    tensor = stored["blk.0.ffn_down.weight"]
+    assert (matrix.shape, matrix.format) == ((64, 128), name)
+    assert matrix.dequantize().tobytes() == reference.dequantize(tensor.data, tensor.tensor_type).tobytes()
+    np.testing.assert_array_equal(vector, stored["output_norm.weight"].data)
+    assert weights.nbytes == matrix.nbytes + vector.nbytes == 64 * row_bytes(name, 128) + 256
+
+
+def test_missing_and_misshapen_tensors_are_refused(tmp_path) -> None:
+    path = write_tiny_llama(tmp_path / "tiny.gguf")
+    with GGUFFile.open(path) as file:
+        weights = Weights(file)
+        assert "output_norm.weight" in weights
+        assert "output.weight" not in weights
+        with pytest.raises(GGUFError, match=r"tiny.gguf: tensor 'output.weight' is missing"):
+            weights.matrix("output.weight", (320, 64))
+        message = r"tiny.gguf: tensor 'blk.0.attn_k.weight' at offset \d+ has shape \(32, 64\), the configuration says "
+        with pytest.raises(GGUFError, match=message + r"\(64, 64\)"):
+            weights.matrix("blk.0.attn_k.weight", (64, 64))
+        with pytest.raises(GGUFError, match=r"has shape \(64,\), the configuration says \(65,\)"):
+            weights.vector("output_norm.weight", 65)
+        assert weights.nbytes == 0
+
+
+def test_formats_without_kernels_are_refused(tmp_path) -> None:
+    path = tmp_path / "q2.gguf"
+    path.write_bytes(GGUFBuilder().tensor("w", [256, 2], 10, bytes(168)).build())
+    with GGUFFile.open(path) as file:
+        message = r"q2.gguf: tensor 'w' is stored as q2_k, which has no kernels yet; those that have: f32, f16, bf16"
+        with pytest.raises(UnsupportedFormatError, match=message):
+            Weights(file).matrix("w", (2, 256))
+
+
+def test_tensors_that_nobody_takes_are_refused(tmp_path) -> None:
+    path = tmp_path / "two.gguf"
+    path.write_bytes(GGUFBuilder().tensor("a", [2], data=bytes(8)).tensor("b.bias", [2], data=bytes(8)).build())
+    with GGUFFile.open(path) as file:
+        weights = Weights(file)
+        weights.vector("a", 2)
+        with pytest.raises(GGUFError, match=r"two.gguf: tensor 'b.bias' has no place in this architecture"):
+            weights.check_all_taken()
+        weights.skip("b.bias")
+        weights.check_all_taken()
+
+
+def test_weights_outlive_the_file(tmp_path) -> None:
+    path = write_tiny_llama(tmp_path / "tiny.gguf", dtype="q8_0")
+    with GGUFFile.open(path) as file:
+        weights = Weights(file)
+        matrix, vector = weights.matrix("token_embd.weight", (320, 64)), weights.vector("output_norm.weight", 64)
+    path.unlink()
+    assert np.isfinite(matrix.dequantize()).all()
+    assert np.isfinite(vector).all()

@@ -1,0 +1,195 @@
+/* Quantising tiles of generated weights: one block of each of 16 rows, tile[k][row], lanes are rows.
+ *
+ * Q8_0, Q4_0, Q4_1 and Q5_0 come out as gguf.quants makes them, bit for bit. Q4_K and Q6_K are plain: scales from each
+ * sub-block's extremes, without ggml's search for better ones. Speed matters little more than the generator's: these are
+ * loops over 16 lanes that the compiler vectorises, with the same roundings on every instruction set.
+ */
+#ifndef WOOLLY_QUANTIZE_H
+#define WOOLLY_QUANTIZE_H
+
+#include <math.h>
+
+#include "kernels.h"
+
+#define EACH_ROW(r) for (int r = 0; r < 16; r++)
+#define MAX_BLOCK 256
+
+typedef float tile_row[16];
+
+/* magnitude of the largest of n values of each row, and that value with its sign: the first, where several are */
+static void tile_absmax(const tile_row *x, int n, float *magnitude, float *value) {
+    EACH_ROW(r) magnitude[r] = value[r] = 0;
+    for (int k = 0; k < n; k++)
+        EACH_ROW(r) {
+            float v = x[k][r], a = fabsf(v);
+            value[r] = a > magnitude[r] ? v : value[r];
+            magnitude[r] = a > magnitude[r] ? a : magnitude[r];
+        }
+}
+
+static void tile_range(const tile_row *x, int n, float *least, float *most) {
+    EACH_ROW(r) least[r] = most[r] = x[0][r];
+    for (int k = 1; k < n; k++)
+        EACH_ROW(r) {
+            least[r] = x[k][r] < least[r] ? x[k][r] : least[r];
+            most[r] = x[k][r] > most[r] ? x[k][r] : most[r];
+        }
+}
+
+/* q[k][row] = min(most, trunc((x - offset) * inverse + bias)), of numbers that are not negative by then */
+static void tile_quants(const tile_row *x, int n, const float *offset, const float *inverse, float bias, int most,
+                        uint8_t (*q)[16]) {
+    for (int k = 0; k < n; k++)
+        EACH_ROW(r) {
+            int v = (int)((x[k][r] - offset[r]) * inverse[r] + bias);
+            v = v < 0 ? 0 : v;
+            q[k][r] = (uint8_t)(v > most ? most : v);
+        }
+}
+
+static INLINE float inverse_or_0(float d) { return d == 0 ? 0 : 1 / d; }
+
+static const float NO_OFFSET[16];
+
+static void q8_0_quantize(const tile_row *x, uint8_t *blocks) {
+    q8_0_block *b = (q8_0_block *)blocks;
+    float magnitude[16], value[16], inverse[16];
+    int8_t q[32][16];
+    tile_absmax(x, 32, magnitude, value);
+    EACH_ROW(r) inverse[r] = inverse_or_0(magnitude[r] / 127);
+    for (int k = 0; k < 32; k++)
+        EACH_ROW(r) { /* halves away from zero */
+            float v = x[k][r] * inverse[r], a = fabsf(v);
+            int i = (int)a;
+            i += a - (float)i >= 0.5f;
+            q[k][r] = (int8_t)(v < 0 ? -i : i);
+        }
+    EACH_ROW(r) {
+        b[r].d = f16_of_f32(magnitude[r] / 127);
+        for (int k = 0; k < 32; k++) b[r].qs[k] = q[k][r];
+    }
+}
+
+static INLINE void store_nibbles(uint8_t (*q)[16], int r, uint8_t *qs) {
+    for (int k = 0; k < 16; k++) qs[k] = (uint8_t)((q[k][r] & 15) | (q[k + 16][r] & 15) << 4);
+}
+
+static void q4_0_quantize(const tile_row *x, uint8_t *blocks) {
+    q4_0_block *b = (q4_0_block *)blocks;
+    float magnitude[16], value[16], inverse[16];
+    uint8_t q[32][16];
+    tile_absmax(x, 32, magnitude, value);
+    EACH_ROW(r) inverse[r] = inverse_or_0(value[r] / -8);
+    tile_quants(x, 32, NO_OFFSET, inverse, 8.5f, 15, q);
+    EACH_ROW(r) {
+        b[r].d = f16_of_f32(value[r] / -8);
+        store_nibbles(q, r, b[r].qs);
+    }
+}
+
+static void q4_1_quantize(const tile_row *x, uint8_t *blocks) {
+    q4_1_block *b = (q4_1_block *)blocks;
+    float least[16], most[16], inverse[16];
+    uint8_t q[32][16];
+    tile_range(x, 32, least, most);
+    EACH_ROW(r) inverse[r] = inverse_or_0((most[r] - least[r]) / 15);
+    tile_quants(x, 32, least, inverse, 0.5f, 15, q);
+    EACH_ROW(r) {
+        b[r].d = f16_of_f32((most[r] - least[r]) / 15);
+        b[r].m = f16_of_f32(least[r]);
+        store_nibbles(q, r, b[r].qs);
+    }
+}
+
+static void q5_0_quantize(const tile_row *x, uint8_t *blocks) {
+    q5_0_block *b = (q5_0_block *)blocks;
+    float magnitude[16], value[16], inverse[16];
+    uint8_t q[32][16];
+    tile_absmax(x, 32, magnitude, value);
+    EACH_ROW(r) inverse[r] = inverse_or_0(value[r] / -16);
+    tile_quants(x, 32, NO_OFFSET, inverse, 16.5f, 31, q);
+    EACH_ROW(r) {
+        uint32_t qh = 0;
+        for (int k = 0; k < 32; k++) qh |= (uint32_t)(q[k][r] >> 4) << k;
+        b[r].d = f16_of_f32(value[r] / -16);
+        b[r].qh = qh;
+        store_nibbles(q, r, b[r].qs);
+    }
+}
+
+/* x / unit to the nearest of 0 .. most */
+static INLINE int quant_of(float x, float unit, int most) {
+    int v = unit > 0 ? (int)(x / unit + 0.5f) : 0;
+    return v > most ? most : v;
+}
+
+/* sub-blocks of 32 span min(0, least) to most: w = (d sc) q - (dmin mn) */
+static void q4_k_quantize(const tile_row *x, uint8_t *blocks) {
+    q4_k_block *b = (q4_k_block *)blocks;
+    float step[8][16], low[8][16], step_max[16] = {0}, low_max[16] = {0}, offset[8][16], inverse[8][16];
+    uint8_t q[256][16];
+    for (int s = 0; s < 8; s++) {
+        float least[16], most[16];
+        tile_range(x + 32 * s, 32, least, most);
+        EACH_ROW(r) {
+            low[s][r] = least[r] < 0 ? -least[r] : 0;
+            step[s][r] = (most[r] + low[s][r]) / 15;
+            step_max[r] = step[s][r] > step_max[r] ? step[s][r] : step_max[r];
+            low_max[r] = low[s][r] > low_max[r] ? low[s][r] : low_max[r];
+        }
+    }
+    EACH_ROW(r) {
+        b[r].d = f16_of_f32(step_max[r] / 63);
+        b[r].dmin = f16_of_f32(low_max[r] / 63);
+        float d = f32_of_f16(b[r].d), dmin = f32_of_f16(b[r].dmin);
+        int sc[8], mn[8];
+        for (int s = 0; s < 8; s++) {
+            sc[s] = quant_of(step[s][r], d, 63);
+            mn[s] = quant_of(low[s][r], dmin, 63);
+            offset[s][r] = -dmin * (float)mn[s];
+            inverse[s][r] = inverse_or_0(d * (float)sc[s]);
+        }
+        for (int s = 0; s < 4; s++) {
+            b[r].scales[s] = (uint8_t)(sc[s] | sc[s + 4] >> 4 << 6);
+            b[r].scales[s + 4] = (uint8_t)(mn[s] | mn[s + 4] >> 4 << 6);
+            b[r].scales[s + 8] = (uint8_t)((sc[s + 4] & 15) | (mn[s + 4] & 15) << 4);
+        }
+    }
+    for (int s = 0; s < 8; s++) tile_quants(x + 32 * s, 32, offset[s], inverse[s], 0.5f, 15, q + 32 * s);
+    EACH_ROW(r)
+        for (int k = 0; k < 128; k++)
+            b[r].qs[k] = (uint8_t)(q[k / 32 * 64 + k % 32][r] | q[k / 32 * 64 + k % 32 + 32][r] << 4);
+}
+
+/* sub-blocks of 16 span -magnitude to magnitude in 63 steps: w = (d sc) (q - 32) */
+static void q6_k_quantize(const tile_row *x, uint8_t *blocks) {
+    q6_k_block *b = (q6_k_block *)blocks;
+    float magnitude[16][16], value[16], step_max[16] = {0}, inverse[16][16];
+    uint8_t q[256][16];
+    for (int s = 0; s < 16; s++) {
+        tile_absmax(x + 16 * s, 16, magnitude[s], value);
+        EACH_ROW(r) step_max[r] = magnitude[s][r] / 31 > step_max[r] ? magnitude[s][r] / 31 : step_max[r];
+    }
+    EACH_ROW(r) {
+        b[r].d = f16_of_f32(step_max[r] / 127);
+        float d = f32_of_f16(b[r].d);
+        for (int s = 0; s < 16; s++) {
+            b[r].scales[s] = (int8_t)quant_of(magnitude[s][r] / 31, d, 127);
+            inverse[s][r] = inverse_or_0(d * (float)b[r].scales[s]);
+        }
+    }
+    for (int s = 0; s < 16; s++) tile_quants(x + 16 * s, 16, NO_OFFSET, inverse[s], 32.5f, 63, q + 16 * s);
+    EACH_ROW(r) {
+        for (int k = 0; k < 128; k++) {
+            int at = k / 64 * 128 + k % 64;
+            b[r].ql[k] = (uint8_t)((q[at][r] & 15) | (q[at + 64][r] & 15) << 4);
+        }
+        for (int k = 0; k < 64; k++) {
+            int at = k / 32 * 128 + k % 32;
+            b[r].qh[k] = (uint8_t)(q[at][r] >> 4 | q[at + 32][r] >> 4 << 2 | q[at + 64][r] >> 4 << 4 |
+                                   q[at + 96][r] >> 4 << 6);
+        }
+    }
+}
+
+#endif

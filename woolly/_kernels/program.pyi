@@ -1,0 +1,66 @@
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from woolly._kernels.attention import KVCache
+from woolly._kernels.matmul import PackedMatrix
+
+class Program:
+    max_tokens: int
+    n_threads: int
+    buffer_bytes: int
+    names: list[str]
+    def __init__(self, max_tokens: int, n_threads: int | None = None) -> None: ...
+    def buffer(self, name: str, width: int, /) -> str: ...
+    def width(self, name: str, /) -> int: ...
+    def embed(self, out: str, table: PackedMatrix, /, *, factor: float = 1.0, name: str = "embd") -> str: ...
+    def rmsnorm(
+        self, out: str, x: str, weight: ArrayLike, /, *, eps: float, accumulate: bool = False, name: str
+    ) -> str: ...
+    def add(self, out: str, x: str, y: str, /, *, name: str) -> str: ...
+    def glu(self, out: str, gate: str, up: str, /, *, activation: str, name: str) -> str: ...
+    def matmul(
+        self, outs: Sequence[str], x: str, matrices: Sequence[PackedMatrix], /, *, accumulate: bool = False, name: str
+    ) -> str | list[str]: ...
+    def rope_store(
+        self,
+        q: str,
+        k: str,
+        v: str,
+        /,
+        *,
+        layer: int,
+        n_heads: int,
+        n_kv_heads: int,
+        head_dim: int,
+        cos: NDArray[np.float32] | None,
+        sin: NDArray[np.float32] | None,
+        pairing: str,
+        scale: float,
+        q_norm: ArrayLike | None = None,
+        k_norm: ArrayLike | None = None,
+        eps: float = 0.0,
+        name: str,
+    ) -> str: ...
+    def attention(
+        self, out: str, q: str, /, *, layer: int, n_heads: int, window: int = 0, softcap: float = 0.0, name: str
+    ) -> str: ...
+    def select(self, out: str, x: str, /, *, name: str = "select") -> str: ...
+    def scale(self, out: str, x: str, factor: float, /, *, name: str) -> str: ...
+    def run(
+        self,
+        tokens: ArrayLike,
+        spans: Sequence[tuple[KVCache, int, int]],
+        outputs: ArrayLike,
+        logits: NDArray[np.float32],
+        /,
+        *,
+        capture: dict[str, NDArray[np.float32] | None] | None = None,
+        times: NDArray[np.float64] | None = None,
+    ) -> None: ...
+    @property
+    def stage_names(self) -> list[str]: ...
+    @property
+    def vocab_size(self) -> int: ...
+    def cancel(self) -> None: ...
