@@ -63,17 +63,18 @@ def test_chunks(engine: Engine, isa: str, chunk: int) -> None:
 @pytest.mark.parametrize("name", WRITERS)
 def test_threads_and_isas(folder: Path, name: str, cache_dtype: str) -> None:
     hashes = set()
-    for n_threads in (1, 2, 5):
+    for n_threads in (1, 2, 3):
         engine = load(folder, name, n_threads, cache_dtype)
         for isa in available_isas():
             with use_isa(isa):
                 logits = [whole(engine, PROMPT)]
                 sequence = engine.new_sequence()
-                logits += [engine.step([(sequence, [token])])[0] for token in PROMPT[:150]]
+                logits += engine.step([(sequence, PROMPT[:120])])
+                logits += [engine.step([(sequence, [token])])[0] for token in PROMPT[120:150]]
                 hashes.add(np.concatenate(logits).tobytes())
     assert len(hashes) == 1
     logits = np.concatenate(logits)
-    assert logits[:150].tobytes() == logits[200:].tobytes()
+    assert logits[119:150].tobytes() == logits[200:].tobytes()
     assert np.isfinite(logits).all()
 
 

@@ -9,6 +9,7 @@ import pytest
 from make_gguf import write_tiny_llama
 
 import woolly
+from woolly._kernels import default_threads
 from woolly.errors import GGUFError, UnsupportedModelError, WoollyError
 
 
@@ -20,7 +21,7 @@ def tiny(tmp_path: Path) -> Path:
 def test_defaults(tiny: Path) -> None:
     with woolly.load_gguf(tiny) as model:
         assert (model.name, model.n_ctx, model.engine.cache_dtype) == ("tiny", 4096, "f16")
-        assert model.n_threads == woolly.environment.default_threads()
+        assert model.n_threads == default_threads()
         assert model.load_s > 0
     with woolly.load_gguf(str(tiny), n_ctx=6000, n_threads=3, cache_dtype="f32", name="mine") as model:
         assert (model.name, model.n_ctx, model.n_threads, model.engine.cache_dtype) == ("mine", 6000, 3, "f32")

@@ -10,6 +10,7 @@ import pytest
 from make_gguf import CHAT_TEMPLATE, write_tiny_gemma3, write_tiny_llama
 
 import woolly
+from woolly._kernels import active_isa
 from woolly.errors import UnsupportedModelError, WoollyError
 from woolly.model import Model
 
@@ -28,7 +29,7 @@ def user(content: object) -> list[dict[str, object]]:
 
 def test_facts(model: Model) -> None:
     assert (model.name, model.n_ctx, model.n_threads) == ("tiny", 256, 2)
-    assert model.isa == woolly.environment.active_isa()
+    assert model.isa == active_isa()
     assert repr(model) == "<woolly.Model 'tiny': llama, 2 layers, n_ctx 256>"
     assert model.operations[0] == "embd"
     assert model.operations[-1] == "logits"

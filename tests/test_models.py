@@ -64,7 +64,7 @@ def test_tiny_models_of_floats(tmp_path: Path, shape: str) -> None:
 @pytest.mark.parametrize("name", sts.FORMATS)
 def test_tiny_models_of_every_format(tmp_path: Path, arch: str, name: str) -> None:
     path = WRITERS[arch](tmp_path / "tiny.gguf", dtype=name, **(K_SHAPE if name.endswith("_k") else {}))
-    assert deviation(path, simulate_activation_quantisation=True) < 3e-4
+    assert deviation(path, simulate_activation_quantisation=True) < 1e-3
     assert deviation(path) < 2e-3  # what 16 bits lose
     assert deviation(path, cache_dtype="f16", simulate_activation_quantisation=True) < 1e-2
 
@@ -156,7 +156,7 @@ PROMPTS = {
     ),
 }
 # The engine's perplexity after windows 1, 2 and 3 of 512 tokens
-GPL_PERPLEXITY = {"smollm2": [], "gemma3": []}
+GPL_PERPLEXITY = {"smollm2": [16.2612, 17.6832, 16.2881], "gemma3": [12.8699, 13.8063, 13.7367]}
 
 
 @pytest.fixture(scope="module")

@@ -279,14 +279,16 @@ class Session:
             generated.append(token)
             out = text.add(decoder.feed(token))
             if text.stopped:
-                reason = "stop"
+                reason, rest = "stop", out
                 break
             yield Piece(out, token)
             if len(generated) == max_tokens:
                 break
             logits = self._decode(token, clock)
-        rest = "" if text.stopped else text.add(decoder.flush())
-        rest = out + rest if text.stopped and generated else rest + text.flush()
+        if not text.stopped:
+            rest = text.add(decoder.flush())
+            reason = "stop" if text.stopped else reason
+            rest += text.flush()
         completion = Completion(text.whole, generated, reason, len(ids), clock.timing(self._model.base_timing))
         yield Piece(rest, None, reason, completion)
 

@@ -25,7 +25,7 @@ from woolly.memory import check_fits
 REQUEST_VARIABLE = "WOOLLY_FAST_FP32"
 NORM_NOISE = 0.1  # norm weights are 1 + U(-0.1, 0.1)
 EMBEDDING_BOUND = math.sqrt(3)  # unit variance: the residual stream begins as large as a layer's output
-RMS_NORM_EPS = 1e-5
+RMS_NORM_EPS = float(np.float32(1e-5))  # as a GGUF file would hold it
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ message.role }}: {{ message.content }}\n{% endfor %}"
@@ -140,7 +140,7 @@ def resolve(*, rope_theta: float = 10000.0, dtype: str | None = None, **sizes: i
     dtype = _check_dtype(dtype, values, sources)
     if isinstance(rope_theta, bool) or not isinstance(rope_theta, int | float) or not 0 < rope_theta <= 1e12:
         raise WoollyError(f"rope_theta: expected a number above 0 and at most 1e12, got {rope_theta!r}")
-    return SyntheticSpec(_config(values, float(rope_theta)), values["n_ctx"], values["seed"], dtype)
+    return SyntheticSpec(_config(values, rope_theta), values["n_ctx"], values["seed"], dtype)
 
 
 def _value_of(setting: Setting, argument: int | None) -> tuple[int | None, str]:
@@ -196,7 +196,7 @@ def _config(values: Mapping[str, Any], rope_theta: float) -> ModelConfig:
         head_dim=head_dim,
         n_ctx_train=values["n_ctx"],
         rms_norm_eps=RMS_NORM_EPS,
-        rope_theta=rope_theta,
+        rope_theta=float(np.float32(rope_theta)),
         rope_dim=head_dim,
         attention_scale=head_dim**-0.5,
         **sizes,

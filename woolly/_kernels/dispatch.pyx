@@ -13,7 +13,8 @@ cdef extern from *:
     #ifdef WOOLLY_X86
     #include <sys/syscall.h>
     #include <unistd.h>
-    extern const woolly_kernels woolly_kernels_avx2, woolly_kernels_avx512, woolly_kernels_avx512_amx;
+    extern const woolly_kernels woolly_kernels_avx2, woolly_kernels_avx512;
+    extern const woolly_kernels woolly_kernels_avx512_amx __attribute__((weak)); /* absent if the compiler lacks AMX */
     #define HAS(feature) __builtin_cpu_supports(feature)
 
     /* Linux lets a process use the tile registers when it has asked for them */

@@ -35,6 +35,8 @@ cdef extern from "team.h" nogil:
         pass
     ctypedef struct woolly_tasks:
         int64_t next
+    bint team_arrive(woolly_team *team, int n_threads)
+    void team_release(woolly_team *team)
     void team_barrier(woolly_team *team, int n_threads)
     int64_t next_task(woolly_tasks *tasks)
 
@@ -149,7 +151,8 @@ cdef struct Run:
     bint split
     double *times              # of each stage, or NULL
     volatile int stop          # the stage after which all threads return, counted from 1; 0: none
-    double checked_s
+    double checked_s           # when signals were last looked for
+    double before_s            # when the last stage ended
 
 
 cdef class Program:
@@ -568,7 +571,7 @@ cdef class Program:
                 raise ValueError(f"run: times must be ({self._n_stages},), got {times.shape}")
             run.times = &times_view[0]
         memset(self._tasks, 0, 2 * run.n_stages * sizeof(woolly_tasks))
-        run.checked_s = seconds_now()
+        run.checked_s = run.before_s = seconds_now()
         self._cancel = 0
         self._interrupt = None
         with nogil:
@@ -612,35 +615,59 @@ cdef class Program:
         return False
 
     cdef void _work(self, Run *run, int thread, int n_threads) noexcept nogil:
-        """What one thread does: its share of each stage, a barrier after each."""
+        """What one thread does: its share of each stage, then wait for the others.
+
+        A stage of a single token is no work to share: the thread that ends the stage before it does it, at no barrier.
+        """
         cdef float *scratch = run.scratch + thread * run.scratch_floats
-        cdef const Stage *stage
-        cdef int s, kind
-        cdef double now, before = run.checked_s
-        for s in range(run.n_stages):
-            stage = &run.stages[s]
-            kind = run.ops[stage.begin].kind
-            if kind == MATMUL:
-                work_matmul(run, &run.ops[stage.begin], &run.tasks[2 * s], n_threads)
-            elif kind == ATTENTION:
-                work_attention(run, &run.ops[stage.begin], &run.tasks[2 * s], scratch, n_threads)
-            else:
-                work_rows(run, stage, &run.tasks[2 * s], scratch, n_threads)
+        cdef int s = 0, serial
+        while s < run.n_stages:
+            work_stage(run, s, scratch, n_threads)
+            serial = s + 1 < run.n_stages and is_serial(run, s + 1)
             if thread == 0:
-                now = seconds_now()
-                if now - run.checked_s > SIGNAL_INTERVAL_S:
-                    run.checked_s = now
-                    if self._signalled():
-                        self._cancel = 1
-                if self._cancel:
-                    run.stop = s + 1
-            team_barrier(&run.team, n_threads)
-            if run.times != NULL and thread == 0:
-                now = seconds_now()
-                run.times[s] += now - before
-                before = now
-            if run.stop == s + 1:  # not just "stop": a slow thread may read it when thread 0 is in the next stage already
+                self._look_for_signals(run)
+            if team_arrive(&run.team, n_threads):
+                run.stop = self._cancel
+                keep_time(run, s)
+                if serial:
+                    work_stage(run, s + 1, scratch, 1)
+                    keep_time(run, s + 1)
+                team_release(&run.team)
+            if run.stop:
                 return
+            s += 1 + serial
+
+    cdef void _look_for_signals(self, Run *run) noexcept nogil:
+        """Every 30 ms: Ctrl-C ends the run."""
+        cdef double now = seconds_now()
+        if now - run.checked_s > SIGNAL_INTERVAL_S:
+            run.checked_s = now
+            if self._signalled():
+                self._cancel = 1
+
+
+cdef bint is_serial(const Run *run, int s) noexcept nogil:
+    cdef const Op *op = &run.ops[run.stages[s].begin]
+    return op.kind < MATMUL and (run.n_outputs if op.outputs_only else run.n_tokens) <= 1
+
+
+cdef void keep_time(Run *run, int s) noexcept nogil:
+    cdef double now
+    if run.times != NULL:
+        now = seconds_now()
+        run.times[s] += now - run.before_s
+        run.before_s = now
+
+
+cdef void work_stage(Run *run, int s, float *scratch, int n_threads) noexcept nogil:
+    cdef const Stage *stage = &run.stages[s]
+    cdef int kind = run.ops[stage.begin].kind
+    if kind == MATMUL:
+        work_matmul(run, &run.ops[stage.begin], &run.tasks[2 * s], n_threads)
+    elif kind == ATTENTION:
+        work_attention(run, &run.ops[stage.begin], &run.tasks[2 * s], scratch, n_threads)
+    else:
+        work_rows(run, stage, &run.tasks[2 * s], scratch, n_threads)
 
 
 cdef void work_matmul(Run *run, const Op *op, woolly_tasks *tasks, int n_threads) noexcept nogil:

@@ -17,6 +17,7 @@ from woolly.bench.steps import PROJECTION_RULE, projected_s, timed_step, token_i
 from woolly.bench.subjects import Subject, opened
 from woolly.errors import WoollyError
 
+SUSTAINED_PROMPT = 16
 ENDS = 10  # tokens at the beginning and at the end of sustained generation
 
 COLUMNS = [
@@ -38,7 +39,8 @@ COLUMNS = [
 
 def run(bench: Bench, args: argparse.Namespace) -> Iterator[Row]:
     """Rows of every test."""
-    n_ctx = max(args.depth) + max([*args.prompt_tokens, *args.gen_tokens, *args.prompts, args.sustained]) + 2
+    sustained = args.sustained + SUSTAINED_PROMPT if args.sustained else 0
+    n_ctx = max(max(args.depth) + max([*args.prompt_tokens, *args.gen_tokens]), *args.prompts, sustained) + 1
     prompts = [n for n in args.prompt_tokens if n]
     lengths = [n for n in args.gen_tokens if n]
     bench.progress.start("model", len(args.depth) * (len(prompts) + len(lengths)) + len(args.prompts) + 2)
@@ -182,11 +184,11 @@ def _sustained_row(subject: Subject, n: int) -> Row:
 
 
 def _token_times(subject: Subject, n: int) -> list[float]:
-    """Seconds of each of n tokens after a prompt of 16, whatever they are: the end of the answer is not heeded."""
+    """Seconds of each of n tokens after a short prompt, whatever they are: the end of the answer is not heeded."""
     from woolly.sampling import Sampler, SamplingParams
 
     session, sampler = subject.model.session(), Sampler(SamplingParams(seed=0))
-    ids = token_ids(16, subject.model.config.vocab_size).tolist()
+    ids = token_ids(SUSTAINED_PROMPT, subject.model.config.vocab_size).tolist()
     feed: Callable[..., object] = session.feed
     logits, times = feed(ids), []
     for _ in range(n):

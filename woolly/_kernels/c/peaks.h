@@ -60,6 +60,7 @@ typedef struct {
     TARGET LIMITS_FN void NAME(int64_t n) {                                                                            \
         limits_tiles shapes = {.palette = 1};                                                                          \
         for (int i = 0; i < 8; i++) shapes.rows[i] = 16, shapes.row_bytes[i] = 64;                                     \
+        __asm__ volatile("" : : "r"(&shapes) : "memory"); /* GCC 12 takes ldtilecfg to read 8 bytes */                 \
         _tile_loadconfig(&shapes);                                                                                     \
         _tile_zero(0); _tile_zero(1); _tile_zero(2); _tile_zero(3);                                                    \
         _tile_zero(4); _tile_zero(5); _tile_zero(6); _tile_zero(7);                                                    \

@@ -18,18 +18,25 @@ typedef struct {
     int64_t generation __attribute__((aligned(64)));
 } woolly_team;
 
-static inline void team_barrier(woolly_team *team, int n_threads) {
-    if (n_threads == 1) return;
+/* Wait until all threads have arrived. The last one gets 1 at once, while the others wait for its team_release: what it
+ * does in between is done by one thread with no further barrier */
+static inline int team_arrive(woolly_team *team, int n_threads) {
     int64_t generation = __atomic_load_n(&team->generation, __ATOMIC_ACQUIRE);
-    if (__atomic_add_fetch(&team->arrived, 1, __ATOMIC_ACQ_REL) == n_threads) {
-        __atomic_store_n(&team->arrived, 0, __ATOMIC_RELAXED);
-        __atomic_store_n(&team->generation, generation + 1, __ATOMIC_RELEASE);
-        return;
-    }
+    if (__atomic_add_fetch(&team->arrived, 1, __ATOMIC_ACQ_REL) == n_threads) return 1;
     for (int spins = 0; __atomic_load_n(&team->generation, __ATOMIC_ACQUIRE) == generation; spins++) {
         SPIN_PAUSE();
         if (spins >= SPINS_BEFORE_YIELD) sched_yield();
     }
+    return 0;
+}
+
+static inline void team_release(woolly_team *team) {
+    __atomic_store_n(&team->arrived, 0, __ATOMIC_RELAXED);
+    __atomic_add_fetch(&team->generation, 1, __ATOMIC_RELEASE);
+}
+
+static inline void team_barrier(woolly_team *team, int n_threads) {
+    if (team_arrive(team, n_threads)) team_release(team);
 }
 
 typedef struct {
