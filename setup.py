@@ -28,12 +28,13 @@ isas = X86_ISAS if is_x86 else OTHER_ISAS
 
 # -ffp-contract=off: an fma happens where the source says so, on every instruction set alike.
 # -fno-ivopts, -g0: on these unrolled loops both passes take minutes, for nothing that was measured.
-C_FLAGS = ["-std=gnu11", "-O3", "-g0", "-fno-ivopts", "-ffp-contract=off", "-fno-math-errno", "-fvisibility=hidden", "-fPIC"]
-C_FLAGS += ["-Wall", "-Wextra", "-Wno-psabi", "-Wno-unknown-pragmas"]
+C_FLAGS = ["-std=gnu11", "-O3", "-g0", "-fno-ivopts", "-ffp-contract=off", "-fno-math-errno", "-fvisibility=hidden"]
+C_FLAGS += ["-fPIC", "-Wall", "-Wextra", "-Wno-psabi", "-Wno-unknown-pragmas"]
 headers = sorted(str(path) for path in KERNELS.glob("c/**/*.h"))
+depends = {"": headers}
 
 libraries = [
-    (f"woolly_{isa}", {"sources": [str(KERNELS / f"c/isa_{isa}.c")], "cflags": C_FLAGS + flags, "obj_deps": {"": headers}})
+    (f"woolly_{isa}", {"sources": [str(KERNELS / f"c/isa_{isa}.c")], "cflags": C_FLAGS + flags, "obj_deps": depends})
     for isa, flags in isas.items()
 ]
 

@@ -6,6 +6,7 @@ import argparse
 import itertools
 import json
 import math
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -18,7 +19,7 @@ from make_gguf import write_tiny_gemma3, write_tiny_llama
 
 from woolly._kernels import active_isa, aligned_empty, available_isas
 from woolly._kernels import limits as loops
-from woolly.bench import harness, machine, plots, report, sizes, stack, steps, subjects
+from woolly.bench import harness, limits, machine, plots, report, sizes, stack, steps, subjects
 from woolly.bench.__main__ import main
 from woolly.bench.limits import Limits, beyond_cache_bytes, bound
 from woolly.errors import UnsupportedModelError, WoollyError
@@ -506,6 +507,24 @@ def test_cells() -> None:
 def test_sizes() -> None:
     assert sizes.size_named("7b").matrices()["gate_up"] == (22016, 4096)
     assert harness.spread([1.0]) == 0
+
+
+def test_scattered_samples_are_called_so() -> None:
+    assert limits._row("x", [1.0, 1.0, 2.0], "GB/s", 1, note="n")["note"] == "n; samples scatter: is the machine busy?"
+    assert not limits._row("x", [1.9, 1.9, 2.0], "GB/s", 1)["is_busy"]
+
+
+def test_compare_matmuls() -> None:
+    script = Path(__file__).parents[1] / "bench" / "compare.py"
+    command = [sys.executable, str(script), "--matmul", "4,16,32", "--repeat", "2", "--threads", "1"]
+    environment = {**os.environ, "PYTHONPATH": str(script.parents[1])}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment)
+    rates = json.loads(done.stdout.splitlines()[-1])["matmuls"]["4x16x32"]["matmul"]
+    assert {"woolly", "numpy"} <= rates.keys()
+    assert all(engine["median"] > 0 and len(engine["samples"]) == 2 for engine in rates.values())
+    refused = subprocess.run(command[:2], capture_output=True, text=True, check=False, env=environment)
+    assert refused.returncode == 2
+    assert "nothing to compare: give --model or --matmul" in refused.stderr
 
 
 def test_caches_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

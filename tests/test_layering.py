@@ -16,8 +16,8 @@ ORDER = (
     ("errors",),
     ("config", "_kernels.threads", "_kernels.scan"),
     ("_kernels.dispatch",),
-    ("_kernels.matmul", "_kernels.limits"),
-    ("_kernels.rows", "_kernels.attention"),
+    ("_kernels.matmul",),
+    ("_kernels.rows", "_kernels.attention", "_kernels.generate", "_kernels.limits"),
     ("_kernels.program",),
     ("_kernels",),
     ("formats",),
@@ -28,17 +28,20 @@ ORDER = (
     ("models.gguf_config",),
     ("models.llama", "models.gemma3"),
     ("models",),
-    ("engine", "pretokenizers", "chat", "sampling", "hub_hf", "terminal"),
+    ("engine", "pretokenizers", "chat", "sampling", "hub_hf", "terminal", "materialise"),
+    ("memory",),
     ("subwords",),
     ("vocabulary",),
     ("tokenizer",),
+    ("byte_tokenizer",),
+    ("synthetic",),
     ("session",),
     ("model",),
     ("hub",),
     ("loading",),
     ("",),  # the package's own names, which it imports at first use
     ("environment",),
-    ("cli_run", "cli_models"),
+    ("cli_run", "cli_models", "cli_synth"),
     ("cli",),
     ("__main__",),
 )
@@ -60,6 +63,10 @@ NARROW = {
     "hub": {"errors", "hub_hf"},
     "hub_hf": {"errors"},
     "terminal": {"errors"},
+    "materialise": {"errors"},
+    "memory": {"errors", "terminal"},
+    "byte_tokenizer": {"subwords", "tokenizer", "vocabulary"},
+    "synthetic": {"errors", "config", "memory", "byte_tokenizer", "_kernels", "_kernels.generate"},
 }
 
 
@@ -80,7 +87,8 @@ MODULES = modules()
 def full_names(module: str, names: list[str]) -> Iterator[str]:
     """Modules that `from module import names` reads: the names themselves where they are modules."""
     for name in names:
-        inner = f"{module}.{name}".strip(".")
+        # the package of kernels exports functions that are named as their modules: matmul, generate
+        inner = module if module == "_kernels" else f"{module}.{name}".strip(".")
         yield inner if inner in MODULES else module
 
 

@@ -89,7 +89,8 @@ def test_constructors_take_the_parameters_of_their_stubs(cls: type) -> None:
 
 
 def test_every_public_name_has_a_stub() -> None:
-    stubbed = {name for stub in STUBS.values() for name in (*functions(stub.body), *classes(stub))}
+    stubbed: set[str] = set()
+    for stub in STUBS.values():
+        constants = (node.target.id for node in stub.body if isinstance(node, ast.AnnAssign))
+        stubbed.update(functions(stub.body), classes(stub), constants)
     assert set(woolly._kernels.__all__) <= stubbed
-    for name in woolly._kernels.__all__:
-        assert getattr(woolly._kernels, name).__module__.rpartition(".")[2] in STUBS, name

@@ -340,7 +340,7 @@ def test_what_fits_is_true(monkeypatch):
         n_bytes = sum(synthetic.plan_parts(synthetic.resolve(n_layers=n_layers), 256).values())
         assert (n_bytes <= 24 * 10**9) is fits
     monkeypatch.setattr(memory, "available_bytes", lambda: 1000)
-    with pytest.raises(NotEnoughMemoryError, match="what would fit: smaller sizes$"):
+    with pytest.raises(NotEnoughMemoryError, match=r"what would fit: smaller sizes$"):
         synthetic.check_memory(spec, 256)
 
 

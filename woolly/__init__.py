@@ -41,7 +41,36 @@ _HOME = {
     "use_isa": "_kernels",
 }
 
-__all__ = [*sorted(_HOME), "__version__"]
+__all__ = [
+    "ChatTemplate",
+    "Completion",
+    "ContextFullError",
+    "DownloadError",
+    "GGUFError",
+    "GGUFFile",
+    "KVCache",
+    "MemoryPlan",
+    "Model",
+    "ModelConfig",
+    "NotEnoughMemoryError",
+    "PackedMatrix",
+    "Piece",
+    "SamplingParams",
+    "Session",
+    "TemplateError",
+    "Timing",
+    "Tokenizer",
+    "UnsupportedFormatError",
+    "UnsupportedISAError",
+    "UnsupportedModelError",
+    "WoollyError",
+    "__version__",
+    "load",
+    "load_fast_fp32",
+    "load_gguf",
+    "show_config",
+    "use_isa",
+]
 
 if TYPE_CHECKING:
     from woolly._kernels import KVCache, PackedMatrix, use_isa

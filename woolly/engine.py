@@ -155,13 +155,15 @@ class Engine:
     def _checked(self, sequence: EngineSequence, ids: Sequence[int] | NDArray[np.integer]) -> NDArray[np.int32]:
         array = np.asarray(ids)
         if array.ndim != 1 or array.size == 0 or array.dtype.kind not in "iu":
-            raise WoollyError(f"expected at least one token id in a vector of integers, got {array.dtype} {array.shape}")
+            got = f"{array.dtype} {array.shape}"
+            raise WoollyError(f"expected at least one token id in a vector of integers, got {got}")
         if array.min() < 0 or array.max() >= self.config.vocab_size:
             bad = array[(array < 0) | (array >= self.config.vocab_size)][0]
             raise WoollyError(f"token id {bad} is not in the vocabulary of {self.config.vocab_size}")
         if sequence.n_past + array.size > self.n_ctx:
             raise ContextFullError(
-                f"{sequence.n_past} tokens in the context and {array.size} new ones do not fit into n_ctx = {self.n_ctx}"
+                f"{sequence.n_past} tokens in the context and {array.size} new ones do not fit "
+                f"into n_ctx = {self.n_ctx}"
             )
         return array.astype(np.int32)
 

@@ -6,6 +6,7 @@ import os
 import time
 from pathlib import Path
 
+from woolly import synthetic
 from woolly._kernels import Program
 from woolly.byte_tokenizer import ByteTokenizer
 from woolly.chat import ChatTemplate
@@ -132,8 +133,6 @@ def load_fast_fp32(
     -----
     A thread in the background generates the weights; the first step waits for it, as does `Model.wait_ready`.
     """
-    from woolly import synthetic
-
     started = time.perf_counter()
     spec = synthetic.resolve(
         vocab_size=vocab_size,
@@ -173,11 +172,8 @@ def load(
     """
     from woolly import hub
 
-    if model is None:
-        from woolly import synthetic
-
-        if synthetic.is_requested():
-            return load_fast_fp32(n_ctx=n_ctx, n_threads=n_threads)
+    if model is None and synthetic.is_requested():
+        return load_fast_fp32(n_ctx=n_ctx, n_threads=n_threads)
     path = hub.resolve(model)
     known = isinstance(model, str) and not os.path.exists(model)
     return load_gguf(path, n_ctx=n_ctx, n_threads=n_threads, name=model if known else None)

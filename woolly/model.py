@@ -227,11 +227,14 @@ class Model:
     def __enter__(self) -> Model:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.close()
 
     def __repr__(self) -> str:
-        return f"<woolly.Model {self.name!r}: {self.config.architecture}, {self.config.n_layers} layers, n_ctx {self.n_ctx}>"
+        config = self.config
+        return f"<woolly.Model {self.name!r}: {config.architecture}, {config.n_layers} layers, n_ctx {self.n_ctx}>"
 
 
 def _unused_mark(messages: Sequence[Mapping[str, Any]]) -> str:

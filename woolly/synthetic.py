@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from woolly._kernels import GENERATED_FORMATS, KVCache, PackedMatrix, generate, kernel_formats
+from woolly._kernels import GENERATED_FORMATS, KVCache, PackedMatrix, generate, generate_all, kernel_formats
 from woolly.byte_tokenizer import MIN_VOCAB_SIZE
 from woolly.config import ModelConfig
 from woolly.errors import WoollyError
@@ -25,6 +26,7 @@ from woolly.memory import check_fits
 REQUEST_VARIABLE = "WOOLLY_FAST_FP32"
 NORM_NOISE = 0.1  # norm weights are 1 + U(-0.1, 0.1)
 EMBEDDING_BOUND = math.sqrt(3)  # unit variance: the residual stream begins as large as a layer's output
+BATCH_BYTES = 1 << 28  # generated in one parallel region, between two looks at whether anybody still wants it
 RMS_NORM_EPS = float(np.float32(1e-5))  # as a GGUF file would hold it
 
 CHAT_TEMPLATE = (
@@ -294,7 +296,7 @@ class SyntheticWeights:
         self._spec = spec
         self._shapes = spec.shapes
         self._n_threads = n_threads
-        self._empty: list[tuple[str, PackedMatrix]] = []
+        self._empty: deque[tuple[str, PackedMatrix]] = deque()
         self.nbytes = 0
 
     def __contains__(self, name: str) -> bool:
@@ -315,12 +317,14 @@ class SyntheticWeights:
         return generate_vector(name, n, seed=self._spec.seed)
 
     def fill_next(self) -> bool:
-        """Generate one more matrix; False when there is none left."""
-        if not self._empty:
-            return False
-        name, matrix = self._empty.pop(0)
-        generate_matrix(name, matrix, seed=self._spec.seed, n_threads=self._n_threads)
-        return True
+        """Generate the next few matrices; False when there are none left."""
+        batch, n_bytes = [], 0
+        while self._empty and n_bytes < BATCH_BYTES:
+            name, matrix = self._empty.popleft()
+            batch.append((matrix, tensor_id(name), weight_bound(name, matrix.n_rows, matrix.n_cols)))
+            n_bytes += matrix.nbytes
+        generate_all(batch, seed=self._spec.seed, n_threads=self._n_threads)
+        return bool(batch)
 
     def _check(self, name: str, shape: tuple[int, ...]) -> None:
         if self._shapes.get(name) != shape:
@@ -330,12 +334,17 @@ class SyntheticWeights:
 
 
 def generate_matrix(name: str, matrix: PackedMatrix, *, seed: int, n_threads: int | None = None) -> PackedMatrix:
-    """Fill a matrix: Xavier/Glorot uniform, U(-a, a) with a = sqrt(6 / (fan_in + fan_out)); embeddings have variance 1.
+    """Fill the matrix `name`, and return it."""
+    bound = weight_bound(name, matrix.n_rows, matrix.n_cols)
+    return generate(matrix, seed=seed, tensor=tensor_id(name), bound=bound, n_threads=n_threads)
+
+
+def weight_bound(name: str, n_rows: int, n_cols: int) -> float:
+    """Xavier/Glorot uniform: weights are U(-a, a) with a = sqrt(6 / (fan_in + fan_out)); embeddings have variance 1.
 
     Glorot and Bengio 2010, "Understanding the difficulty of training deep feedforward neural networks".
     """
-    bound = EMBEDDING_BOUND if name == "token_embd.weight" else math.sqrt(6 / (matrix.n_rows + matrix.n_cols))
-    return generate(matrix, seed=seed, tensor=tensor_id(name), bound=bound, n_threads=n_threads)
+    return EMBEDDING_BOUND if name == "token_embd.weight" else math.sqrt(6 / (n_rows + n_cols))
 
 
 def generate_vector(name: str, n: int, *, seed: int) -> NDArray[np.float32]:

@@ -9,12 +9,14 @@ from woolly._kernels.dispatch import (
     set_isa,
     use_isa,
 )
+from woolly._kernels.generate import GENERATED_FORMATS, generate, generate_all
 from woolly._kernels.matmul import PackedMatrix, aligned_empty, dequantize, matmul
 from woolly._kernels.program import Program
 from woolly._kernels.rows import exp_f32, glu_f32, quantize_q16, rmsnorm_f32, rope_f32, softmax_f32
 from woolly._kernels.threads import check_threads, default_threads
 
 __all__ = [
+    "GENERATED_FORMATS",
     "KVCache",
     "PackedMatrix",
     "Program",
@@ -27,6 +29,8 @@ __all__ = [
     "default_threads",
     "dequantize",
     "exp_f32",
+    "generate",
+    "generate_all",
     "glu_f32",
     "kernel_formats",
     "matmul",

@@ -39,7 +39,9 @@ cdef struct AttentionJob:
 
 cdef void plan_job(AttentionJob *job, bint split) noexcept nogil
 cdef int64_t n_job_tasks(const AttentionJob *job) noexcept nogil
-cdef void run_job_task(const woolly_kernels *kernels, const AttentionJob *job, int64_t task, float *scratch) noexcept nogil
+cdef void run_job_task(const woolly_kernels *kernels, const AttentionJob *job, int64_t task,
+                       float *scratch) noexcept nogil
 cdef int64_t n_merge_tasks(const AttentionJob *job) noexcept nogil
-cdef void run_merge_task(const woolly_kernels *kernels, const AttentionJob *job, int64_t head, float *scratch) noexcept nogil
+cdef void run_merge_task(const woolly_kernels *kernels, const AttentionJob *job, int64_t head,
+                         float *scratch) noexcept nogil
 cdef int64_t job_scratch(int64_t padded) noexcept nogil

@@ -162,7 +162,8 @@ cdef int64_t n_job_tasks(const AttentionJob *job) noexcept nogil:
     return heads * ((job.n_tokens + job.token_block - 1) // job.token_block)
 
 
-cdef void run_job_task(const woolly_kernels *kernels, const AttentionJob *job, int64_t task, float *scratch) noexcept nogil:
+cdef void run_job_task(const woolly_kernels *kernels, const AttentionJob *job, int64_t task,
+                       float *scratch) noexcept nogil:
     """One KV head, one block of its query heads, and a block of tokens (or, split, one tile)."""
     cdef int64_t heads = job.n_kv_heads * n_rep_blocks(job)
     cdef int64_t head = task % heads, block = task // heads
@@ -172,8 +173,8 @@ cdef void run_job_task(const woolly_kernels *kernels, const AttentionJob *job, i
     cdef int64_t padded = job.padded, c, t, t0 = 0, t1 = 1, tile, tile0 = job.tile0, tile_end = tile0 + job.n_tiles
     cdef woolly_kv_head kv
     cdef float *m = scratch
-    cdef float *l = m + WOOLLY_ATTENTION_COLS
-    cdef float *acc = l + WOOLLY_ATTENTION_COLS
+    cdef float *total = m + WOOLLY_ATTENTION_COLS
+    cdef float *acc = total + WOOLLY_ATTENTION_COLS
     cdef float *rest = acc + WOOLLY_ATTENTION_COLS * padded
     cdef float *partial
     kv.k = job.k + kv_head * job.head_bytes
@@ -195,46 +196,47 @@ cdef void run_job_task(const woolly_kernels *kernels, const AttentionJob *job, i
     cdef int64_t n_cols = (t1 - t0) * n_rep
     for c in range(n_cols):
         m[c] = -INFINITY
-        l[c] = 0
+        total[c] = 0
     memset(acc, 0, n_cols * padded * sizeof(float))
     for tile in range(tile0, tile_end):
-        kernels.attention_tile(&kv, &queries, t0, t1, tile, m, l, acc, rest)
+        kernels.attention_tile(&kv, &queries, t0, t1, tile, m, total, acc, rest)
 
     if job.split:
         for c in range(n_rep):
             partial = job.partial + ((q_head + c) * job.n_tiles + block) * (padded + 2)
             partial[0] = m[c]
-            partial[1] = l[c]
+            partial[1] = total[c]
             memcpy(partial + 2, acc + c * padded, padded * sizeof(float))
         return
     for c in range(n_cols):
         t = t0 + c // n_rep
-        finish_column(kernels, job, acc + c * padded, l[c], t, q_head + c % n_rep)
+        finish_column(kernels, job, acc + c * padded, total[c], t, q_head + c % n_rep)
 
 
-cdef void finish_column(const woolly_kernels *kernels, const AttentionJob *job, const float *acc, float l, int64_t t,
-                        int64_t q_head) noexcept nogil:
-    kernels.scale(acc, 1 / l, job.queries.head_dim, job.out + t * job.out_stride + q_head * job.queries.head_dim)
+cdef void finish_column(const woolly_kernels *kernels, const AttentionJob *job, const float *acc, float total,
+                        int64_t t, int64_t q_head) noexcept nogil:
+    kernels.scale(acc, 1 / total, job.queries.head_dim, job.out + t * job.out_stride + q_head * job.queries.head_dim)
 
 
 cdef int64_t n_merge_tasks(const AttentionJob *job) noexcept nogil:
     return job.n_kv_heads * job.queries.n_rep if job.split else 0
 
 
-cdef void run_merge_task(const woolly_kernels *kernels, const AttentionJob *job, int64_t head, float *scratch) noexcept nogil:
+cdef void run_merge_task(const woolly_kernels *kernels, const AttentionJob *job, int64_t head,
+                         float *scratch) noexcept nogil:
     """Merge the tiles of one query head, in ascending order."""
     cdef float *m = scratch
-    cdef float *l = m + 1
+    cdef float *total = m + 1
     cdef float *acc = m + 16
     cdef const float *partial = job.partial + head * job.n_tiles * (job.padded + 2)
-    cdef int64_t tile
+    cdef int64_t _tile
     m[0] = -INFINITY
-    l[0] = 0
+    total[0] = 0
     memset(acc, 0, job.padded * sizeof(float))
-    for tile in range(job.n_tiles):
-        kernels.attention_merge(1, job.padded, m, l, acc, partial, partial + 1, partial + 2)
+    for _tile in range(job.n_tiles):
+        kernels.attention_merge(1, job.padded, m, total, acc, partial, partial + 1, partial + 2)
         partial += job.padded + 2
-    finish_column(kernels, job, acc, l[0], 0, head)
+    finish_column(kernels, job, acc, total[0], 0, head)
 
 
 def attention_f32(const float[:, :, ::1] q not None, KVCache cache not None, /, *, layer, pos, window=0, softcap=0.0,
@@ -246,7 +248,8 @@ def attention_f32(const float[:, :, ::1] q not None, KVCache cache not None, /, 
     Parameters
     ----------
     q : float32, (n_tokens, n_heads, head_dim), C-contiguous
-        Rotated and scaled. n_heads is a multiple of the cache's n_kv_heads: head h uses KV head h // (n_heads / n_kv_heads).
+        Rotated and scaled. n_heads is a multiple of the cache's n_kv_heads; head h uses KV head
+        h // (n_heads / n_kv_heads).
     cache : KVCache
     layer : int
     pos : int
@@ -278,8 +281,8 @@ def attention_f32(const float[:, :, ::1] q not None, KVCache cache not None, /, 
         raise ValueError(f"attention_f32: q is ({n_tokens}, {n_heads}, {q.shape[2]}), the cache has "
                          f"{cache.n_kv_heads} heads of {cache.head_dim}")
     if not 0 <= layer < cache.n_layers or pos < 0 or pos + n_tokens > cache.n_ctx or window < 0:
-        raise ValueError(f"attention_f32: layer {layer}, positions {pos} to {pos + n_tokens}, window {window} are not in "
-                         f"a cache of {cache.n_layers} layers and {cache.n_ctx} positions")
+        raise ValueError(f"attention_f32: layer {layer}, positions {pos} to {pos + n_tokens}, window {window} are not "
+                         f"in a cache of {cache.n_layers} layers and {cache.n_ctx} positions")
     out = check_out(out, (q.shape[0], q.shape[1], q.shape[2]), "attention_f32")
     if n_tokens == 0:
         return out

@@ -3,8 +3,10 @@
 Owns the arguments and how groups of rows are shared out among threads; the generator itself is in c/generate.h.
 """
 
+import numpy as np
+
 from cython.parallel cimport prange
-from libc.stdint cimport int64_t, uint64_t
+from libc.stdint cimport int64_t
 
 from woolly._kernels.dispatch cimport active
 from woolly._kernels.kernels cimport woolly_generate_args, woolly_kernels
@@ -52,6 +54,60 @@ def generate(PackedMatrix matrix not None, /, *, seed, tensor, bound, n_threads=
     A weight depends on seed, tensor, row and col alone: not on the shape, the threads or the instruction set. Runs
     without the GIL. Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3".
     """
+    generate_all([(matrix, tensor, bound)], seed=seed, n_threads=n_threads)
+    return matrix
+
+
+def generate_all(items, /, *, seed, n_threads=None):
+    """Fill several matrices in one parallel region: thousands of small ones cost no more than a large one.
+
+    Parameters
+    ----------
+    items : sequence of (PackedMatrix, tensor, bound)
+        As for `generate`.
+    seed : int
+    n_threads : int, optional
+
+    Raises
+    ------
+    UnsupportedFormatError, ValueError
+        As `generate` does, before anything is written.
+    """
+    cdef int threads = check_threads(n_threads)
+    cdef const woolly_kernels *kernels = active()
+    cdef PackedMatrix matrix
+    cdef woolly_generate_args *args
+    cdef int64_t n_items = len(items), i, group
+    for matrix, tensor, bound in items:
+        _check(matrix, seed, tensor, bound)
+    if n_items == 0:
+        return
+    records = np.empty(n_items * sizeof(woolly_generate_args), dtype=np.uint8)
+    args = <woolly_generate_args *><size_t>records.ctypes.data
+    cdef int64_t[::1] ends = np.cumsum([(<PackedMatrix>item[0]).view.n_groups for item in items], dtype=np.int64)
+    for i in range(n_items):
+        matrix, tensor, bound = items[i]
+        matrix.reserve()
+        args[i].seed, args[i].tensor = seed, tensor
+        args[i].scale = bound / ODD_INTEGERS
+        args[i].format = &kernels.formats[matrix.view.format]
+        args[i].n_rows, args[i].n_cols, args[i].w = matrix.view.n_rows, matrix.view.n_cols, matrix.view.w
+    cdef int64_t n_groups = ends[n_items - 1]
+    cdef const int64_t *end = &ends[0]
+    for group in prange(n_groups, nogil=True, num_threads=threads, schedule="dynamic"):
+        generate_one(kernels, args, end, group)
+
+
+cdef void generate_one(const woolly_kernels *kernels, const woolly_generate_args *args, const int64_t *ends,
+                       int64_t group) noexcept nogil:
+    """One group of all matrices' groups in a row; ends holds where those of each matrix end."""
+    cdef int64_t i = 0
+    while group >= ends[i]:
+        i += 1
+    kernels.generate(&args[i], group - (ends[i - 1] if i else 0))
+
+
+def _check(PackedMatrix matrix not None, seed, tensor, bound):
     if matrix.format not in GENERATED_FORMATS:
         raise UnsupportedFormatError(
             f"generate: cannot make {matrix.format}; formats that can be: {', '.join(GENERATED_FORMATS)}"
@@ -61,15 +117,3 @@ def generate(PackedMatrix matrix not None, /, *, seed, tensor, bound, n_threads=
             raise ValueError(f"generate: {name} must be in [0, 2^64), got {value}")
     if not 0 < bound < 1e30:
         raise ValueError(f"generate: bound must be a positive number, got {bound}")
-    matrix.reserve()
-    cdef int threads = check_threads(n_threads)
-    cdef const woolly_kernels *kernels = active()
-    cdef woolly_generate_args args
-    cdef int64_t group
-    args.seed, args.tensor = seed, tensor
-    args.scale = bound / ODD_INTEGERS
-    args.format = &kernels.formats[matrix.view.format]
-    args.n_rows, args.n_cols, args.w = matrix.view.n_rows, matrix.view.n_cols, matrix.view.w
-    for group in prange(matrix.view.n_groups, nogil=True, num_threads=threads, schedule="dynamic"):
-        kernels.generate(&args, group)
-    return matrix

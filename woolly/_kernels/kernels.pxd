@@ -37,7 +37,8 @@ cdef extern from "kernels.h" nogil:
         int block_size
         int block_bytes
         int quantised
-        void (*pack)(const uint8_t *rows, int64_t row_bytes, int64_t n_rows, int64_t n_blocks, uint8_t *group) noexcept nogil
+        void (*pack)(const uint8_t *rows, int64_t row_bytes, int64_t n_rows, int64_t n_blocks,
+                     uint8_t *group) noexcept nogil
         void (*unpack)(const uint8_t *group, int64_t row, int64_t n_blocks, uint8_t *blocks) noexcept nogil
         void (*dequantize)(const uint8_t *blocks, int64_t n_blocks, float *out) noexcept nogil
         void (*matmul)(const woolly_matmul_args *args, int64_t group_begin, int64_t group_end) noexcept nogil
@@ -80,9 +81,10 @@ cdef extern from "kernels.h" nogil:
         void (*add)(const float *x, const float *y, int64_t n, float *out) noexcept nogil
         void (*scale)(const float *x, float factor, int64_t n, float *out) noexcept nogil
         void (*rope)(int pairing, float *x, int64_t n_rot, const float *cos, const float *sin) noexcept nogil
-        void (*store_kv)(const woolly_kv_head *kv, int64_t head_dim, int64_t pos, const float *k, const float *v) noexcept nogil
-        void (*attention_tile)(const woolly_kv_head *kv, const woolly_queries *queries, int64_t t0, int64_t t1, int64_t tile,
-                               float *m, float *l, float *acc, float *scratch) noexcept nogil
+        void (*store_kv)(const woolly_kv_head *kv, int64_t head_dim, int64_t pos, const float *k,
+                         const float *v) noexcept nogil
+        void (*attention_tile)(const woolly_kv_head *kv, const woolly_queries *queries, int64_t t0, int64_t t1,
+                               int64_t tile, float *m, float *l, float *acc, float *scratch) noexcept nogil
         void (*attention_merge)(int64_t n_cols, int64_t head_dim, float *m, float *l, float *acc, const float *m2,
                                 const float *l2, const float *acc2) noexcept nogil
         void (*generate)(const woolly_generate_args *args, int64_t group) noexcept nogil

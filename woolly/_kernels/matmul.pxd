@@ -21,4 +21,5 @@ cdef class PackedMatrix:
     cdef readonly str format
     cdef MatrixView view
 
-cdef void matrix_row(const woolly_kernels *kernels, const MatrixView *m, int64_t row, uint8_t *blocks, float *out) noexcept nogil
+cdef void matrix_row(const woolly_kernels *kernels, const MatrixView *m, int64_t row, uint8_t *blocks,
+                     float *out) noexcept nogil

@@ -11,7 +11,7 @@ from libc.stdlib cimport free, malloc
 
 from woolly._kernels.dispatch cimport active
 from woolly._kernels.kernels cimport (
-    WOOLLY_GROUP, WOOLLY_QBLOCK, woolly_format, woolly_kernels, woolly_matmul_args, woolly_q16_stride,
+    WOOLLY_GROUP, woolly_format, woolly_kernels, woolly_matmul_args, woolly_q16_stride,
 )
 
 from woolly._kernels.dispatch import format_index
@@ -202,7 +202,8 @@ cdef class PackedMatrix:
         return self.rows(np.arange(self.n_rows, dtype=np.int64))
 
 
-cdef void matrix_row(const woolly_kernels *kernels, const MatrixView *m, int64_t row, uint8_t *blocks, float *out) noexcept nogil:
+cdef void matrix_row(const woolly_kernels *kernels, const MatrixView *m, int64_t row, uint8_t *blocks,
+                     float *out) noexcept nogil:
     """Dequantise one row to out (n_cols,); blocks holds row_bytes of scratch."""
     cdef const woolly_format *f = &kernels.formats[m.format]
     f.unpack(m.w + row // WOOLLY_GROUP * m.group_bytes, row % WOOLLY_GROUP, m.n_blocks, blocks)
@@ -256,8 +257,9 @@ def matmul(PackedMatrix w not None, const float[:, ::1] x not None, /, *, out=No
 
     Notes
     -----
-    For quantised formats x is quantised to 16 bits per 32 values first, see `quantize_q16`. Accumulates in float32, in ascending blocks
-    (ascending k for float formats); the result does not depend on n_threads, n_tokens or the instruction set.
+    For quantised formats x is quantised to 16 bits per 32 values first, see `quantize_q16`. Accumulates in float32, in
+    ascending blocks (ascending k for float formats); the result does not depend on n_threads, n_tokens or the
+    instruction set.
     """
     cdef const MatrixView *m = &w.view
     if x.shape[1] != m.n_cols:

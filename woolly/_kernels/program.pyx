@@ -22,7 +22,7 @@ from woolly._kernels.attention cimport (
 )
 from woolly._kernels.dispatch cimport active
 from woolly._kernels.kernels cimport (
-    WOOLLY_GROUP, woolly_kernels, woolly_kv_head, woolly_matmul_args, woolly_q16_stride,
+    woolly_kernels, woolly_kv_head, woolly_matmul_args, woolly_q16_stride,
 )
 from woolly._kernels.matmul cimport MatrixView, PackedMatrix, matrix_row
 
@@ -150,7 +150,7 @@ cdef struct Run:
     float *partial
     bint split
     double *times              # of each stage, or NULL
-    volatile int stop          # the stage after which all threads return, counted from 1; 0: none
+    volatile int stop          # set between arrival and release, so that all threads see the same
     double checked_s           # when signals were last looked for
     double before_s            # when the last stage ended
 
@@ -601,10 +601,6 @@ cdef class Program:
     def vocab_size(self):
         """Rows of the embedding table: token ids are below this."""
         return self._vocab_size
-
-    def cancel(self):
-        """Make the run in progress, if any, return soon; its outputs are not valid then."""
-        self._cancel = 1
 
     cdef bint _signalled(self) noexcept with gil:
         try:

@@ -140,8 +140,8 @@ def softmax_f32(const float[:, ::1] x not None, /, *, out=None, n_threads=None):
     return out
 
 
-def rope_f32(const float[:, :, ::1] x not None, const float[:, ::1] cos not None, const float[:, ::1] sin not None, /, *,
-             pairing, n_threads=None):
+def rope_f32(const float[:, :, ::1] x not None, const float[:, ::1] cos not None, const float[:, ::1] sin not None, /,
+             *, pairing, n_threads=None):
     """Rotate the first n_rot dimensions of each head: (a, b) -> (a cos - b sin, b cos + a sin).
 
     Parameters

@@ -3,7 +3,6 @@
 import os
 
 from openmp cimport omp_get_max_threads
-from libc.stdint cimport int64_t
 
 from woolly.errors import WoollyError
 

@@ -23,6 +23,7 @@ from woolly.bench.harness import Bench, Row, median, spread
 SAMPLE_S = 0.002  # short, so that on a busy machine some samples are left alone
 SAMPLES = 6  # for each one that is asked for: short samples scatter
 PART_BYTES = 16 << 20
+BUSY = 0.7  # a median below this part of the best: something else ran on the cores
 MIN_REPETITIONS = 50  # of a region or barrier: one alone may wait for a thread that lost its core
 MAX_BUFFER_BYTES = 1 << 30
 FIRST_WRITE_BYTES = 256 << 20
@@ -234,13 +235,15 @@ def _call(bench: Bench, limits: Limits) -> Row:
 def _cost(name: str, samples: list[float], n_threads: int) -> Row:
     microseconds = [1e6 * seconds for seconds in samples]
     row = _row(name, microseconds, "µs", n_threads)
-    row["value"] = min(microseconds)
-    return row
+    return {**row, "value": min(microseconds)}
 
 
 def _row(name: str, samples: list[float], unit: str, n_threads: int, **rest: object) -> Row:
     row = {"mode": "limits", "limit": name, "n_threads": n_threads, **rest}
     row |= {"value": max(samples), "median": median(samples), "stddev": spread(samples), "samples": samples}
+    row["is_busy"] = median(samples) < BUSY * max(samples)
+    if row["is_busy"]:
+        row["note"] = "; ".join(filter(None, (row.get("note"), "samples scatter: is the machine busy?")))
     return {**row, "unit": unit}
 
 

@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from woolly.bench.harness import Row
+from woolly.bench.layer import WORDS
 
 # Okabe and Ito's colours, which colour-blind people can tell apart
-COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442", "#000000", "#999999", "#8B4513")
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442", "#332288", "#999999", "#8B4513")
 INK, FAINT = "#222222", "#bbbbbb"
 DPI = 130
 
@@ -41,13 +42,13 @@ def draw(mode: str, rows: list[Row], path: Path) -> bool:
 
 
 def _limit(rows: list[Row], kind: str, isa: str, n_threads: int) -> float:
-    """A peak in Gop/s, or the lowest bandwidth in GB/s; 0 where it was not measured."""
+    """A peak in Gop/s, or the bandwidth of the largest buffer in GB/s; 0 where it was not measured."""
     values = [
-        row["value"]
+        (row.get("bytes", 0), row["value"])
         for row in rows
         if row["mode"] == "limits" and (row.get("kind"), row.get("isa"), row.get("n_threads")) == (kind, isa, n_threads)
     ]
-    return min(values, default=0.0)
+    return max(values, default=(0, 0.0))[1]
 
 
 def _roofline(plt: Any, kernels: list[Row], rows: list[Row]) -> Any:
@@ -61,7 +62,7 @@ def _roofline(plt: Any, kernels: list[Row], rows: list[Row]) -> Any:
         return None
     figure, axes = plt.subplots(figsize=(8.6, 5.2))
     intensities = [row["ops"] / row["bytes"] for row in points]
-    left, right = min(intensities) / 1.6, max(intensities) * 6
+    left, right = min(intensities) / 1.6, max(6 * max(intensities), 4 * max(ceilings.values()) / read)
     for colour, (name, peak) in zip((COLOURS[7], COLOURS[8]), ceilings.items(), strict=False):
         xs = [left, peak / read, right]
         axes.plot(xs, [left * read, peak, peak], color=colour, linewidth=1.6, zorder=1)
@@ -69,7 +70,14 @@ def _roofline(plt: Any, kernels: list[Row], rows: list[Row]) -> Any:
             f"{name}: {peak:,.0f} Gop/s", (right, peak), (-4, 4), textcoords="offset points", ha="right", color=colour
         )
     axes.annotate(
-        f"memory: {read:,.1f} GB/s", (left, left * read), (6, -2), textcoords="offset points", va="top", color=INK
+        f"memory: {read:,.1f} GB/s",
+        (left, left * read),
+        (6, -2),
+        textcoords="offset points",
+        va="top",
+        color=INK,
+        bbox={"facecolor": "white", "edgecolor": "none", "alpha": 0.8, "pad": 1},
+        zorder=3,
     )
     names = dict.fromkeys("attention" if row["kernel"] == "attention" else row["format"] for row in points)
     for colour, name in zip(COLOURS, names, strict=False):
@@ -79,7 +87,7 @@ def _roofline(plt: Any, kernels: list[Row], rows: list[Row]) -> Any:
         axes.scatter(
             xs, [row["gops"] for row in chosen], s=26, color=colour, marker=marker, alpha=0.75, label=name, zorder=2
         )
-    axes.set(xscale="log", yscale="log", xlim=(left, right))
+    axes.set(xscale="log", yscale="log", xlim=(left, right), ylim=(None, 4 * max(ceilings.values())))
     axes.set_xlabel("operations for each byte of weights (or cache) read")
     axes.set_ylabel("Gop/s")
     axes.set_title(f"Kernels against the limits: {isa}, {n_threads} thread(s)", loc="left")
@@ -96,7 +104,7 @@ def _layer(plt: Any, layer: list[Row], rows: list[Row]) -> Any:
     bars = list(dict.fromkeys((row["model"], row["phase"]) for row in parts))
     if not bars:
         return None
-    names = list(dict.fromkeys(row["part"] for row in parts))
+    names = sorted({row["part"] for row in parts}, key=lambda name: list(WORDS).index(name) if name in WORDS else 99)
     colour_of = {name: (*COLOURS, *COLOURS)[i] for i, name in enumerate(names)}
     figure, axes = plt.subplots(figsize=(9, 1.5 + 0.75 * len(bars)))
     for y, bar in enumerate(reversed(bars)):
@@ -130,18 +138,22 @@ def _depth(plt: Any, model: list[Row], rows: list[Row]) -> Any:
     figure, panels = plt.subplots(1, 2, figsize=(9.5, 3.9))
     for panel, (key, title) in zip(panels, {"n_gen": "generation", "n_prompt": "prompt"}.items(), strict=True):
         series = dict.fromkeys((row["model"], row[key]) for row in tests if row[key])
-        most = 0.0
+        most, least = 0.0, float("inf")
         for colour, (name, n) in zip(COLOURS, series, strict=False):
             chosen = sorted((r for r in tests if (r["model"], r[key]) == (name, n)), key=lambda row: row["n_depth"])
             rates = [row["median_ts"] for row in chosen]
             errors = [row["stddev_ts"] for row in chosen]
             xs = [row["n_depth"] for row in chosen]
             panel.errorbar(xs, rates, yerr=errors, marker="o", color=colour, capsize=3, label=f"{name}, {n} tokens")
+            least = min(least, *rates)
             most = max(most, *(rate + error for rate, error in zip(rates, errors, strict=True)))
         panel.set_title(title, loc="left")
         panel.set_xlabel("tokens in the context before")
         panel.set_ylabel("tokens/s")
-        panel.set_ylim(0, 1.3 * most or 1)  # room for the legend
+        if least and most / least > 10:
+            panel.set(yscale="log", ylim=(least / 2, 5 * most))
+        else:
+            panel.set_ylim(0, 1.3 * most or 1)  # room for the legend
         panel.grid(True, color="#eeeeee")
         if series:
             panel.legend(frameon=False, fontsize=8, loc="upper right")

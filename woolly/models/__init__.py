@@ -21,5 +21,6 @@ def architecture(name: str) -> ModuleType:
         It is unknown; the message lists those that are not.
     """
     if name not in ARCHITECTURES:
-        raise UnsupportedModelError(f"architecture {name!r} is not supported; those that are: {', '.join(ARCHITECTURES)}")
+        known = ", ".join(ARCHITECTURES)
+        raise UnsupportedModelError(f"architecture {name!r} is not supported; those that are: {known}")
     return ARCHITECTURES[name]

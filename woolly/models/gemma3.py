@@ -35,9 +35,7 @@ def read_config(metadata: Metadata) -> ModelConfig:
         embedding_scale=math.sqrt(gguf_config.read_int(metadata, "gemma3.embedding_length", 1, gguf_config.MAX_SIZE)),
         sliding_window=gguf_config.read_int(metadata, "gemma3.attention.sliding_window", 0, gguf_config.MAX_SIZE, 0),
         rope_theta=gguf_config.read_positive(metadata, "gemma3.rope.freq_base", 1e12, 1e6),
-        rope_theta_local=gguf_config.read_positive(
-            metadata, "gemma3.rope.freq_base_swa", 1e12, LOCAL_ROPE_THETA
-        ),
+        rope_theta_local=gguf_config.read_positive(metadata, "gemma3.rope.freq_base_swa", 1e12, LOCAL_ROPE_THETA),
     )
     if config.n_layers == LAYERS_OF_27B:
         raise UnsupportedModelError("gemma3.block_count: the 27B model's attention scale is not supported yet")

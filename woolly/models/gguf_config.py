@@ -9,13 +9,13 @@ from woolly.config import ModelConfig
 from woolly.errors import GGUFError, UnsupportedModelError
 from woolly.metadata import Metadata
 
-MAX_LAYERS = 1024
+MAX_LAYERS = 256
 MAX_SIZE = 1 << 24  # of a hidden, intermediate or context size
 MAX_HEAD_DIM = 1024
 
 
 def read_config(metadata: Metadata, **differences: Any) -> ModelConfig:
-    """The configuration under `general.architecture`'s keys; `differences` override what an architecture does otherwise.
+    """The configuration under `general.architecture`'s keys; `differences` override what an architecture does its way.
 
     Raises
     ------

@@ -8,7 +8,7 @@
 #include "kernels.h"
 #include "simd/simd.h"
 
-/* exp(x) = 2^n p(r), n = round(x / ln 2), |r| <= ln 2 / 2: degree 6, within 2 ulp. Below -87.3 the result is 0 (it would
+/* exp(x) = 2^n p(r), n = round(x / ln 2), |r| <= ln 2 / 2: degree 6, within 3 ulp. Below -87.3 the result is 0 (it would
  * be subnormal), above 88.3 it stays at 2.2e38; NaN stays NaN */
 static INLINE vf vf_exp(vf x) {
     const float magic = 12582912.0f; /* 1.5 * 2^23: adding it leaves round(x) in the low bits */

@@ -109,6 +109,7 @@ static INLINE AMX void amx_tile_cols(int halves, int has_min, int n_cols, const 
             int n = (int)(n_cols - c < AMX_COLS ? n_cols - c : AMX_COLS);                                              \
             if (n != shaped) {                                                                                         \
                 amx_config config = amx_shapes(n, HALVES ? 16 : 32);                                                   \
+                __asm__ volatile("" : : "m"(config)); /* GCC 12 believes that only 8 of its 64 bytes are read */       \
                 _tile_loadconfig(&config);                                                                             \
                 shaped = n;                                                                                            \
             }                                                                                                          \

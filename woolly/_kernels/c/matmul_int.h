@@ -176,20 +176,26 @@ static INLINE vb rebias(vb q, int bias, int is_amx) {
                 UNROLL for (int i = 0; i < NAME##_INNER; i++) {                                                        \
                     int64_t s = (b * NAME##_OUTER + o) * NAME##_INNER + i;                                             \
                     UNROLL for (int v = 0; v < INT_RV; v++) {                                                          \
-                        vi dot[INT_DIRECT][2];                                                                         \
-                        vb q[8];                                                                                       \
-                        UNROLL for (int g = 0; g < 8; g++) q[g] = NAME##_quants(w[v] + b, o, i, g);                    \
-                        UNROLL for (int c = 0; c < nc; c++) UNROLL for (int half = 0; half <= NAME##_HALVES; half++)   \
-                            dot[c][half] = vi_set1(0);                                                                 \
-                        UNROLL for (int digit = 0; digit < 2; digit++) {                                               \
-                            UNROLL for (int g = 0; g < 8; g++) UNROLL for (int c = 0; c < nc; c++) {                   \
-                                int half = NAME##_HALVES ? g / 4 : 0;                                                  \
-                                dot[c][half] = dot4(NAME##_BIAS, dot[c][half], q[g], x[c].digits[digit] + 32 * s + 4 * g);\
+                        vi dot[INT_DIRECT][2], part[INT_DIRECT][2][2]; /* [digit][half of the block, or chain] */      \
+                        UNROLL for (int c = 0; c < nc; c++) UNROLL for (int digit = 0; digit < 2; digit++)             \
+                            part[c][digit][0] = part[c][digit][1] = vi_set1(0);                                        \
+                        UNROLL for (int g = 0; g < 8; g++) {                                                           \
+                            vb q = NAME##_quants(w[v] + b, o, i, g);                                                   \
+                            int chain = NAME##_HALVES ? g / 4 : nc == 1 ? g % 2 : 0;                                   \
+                            UNROLL for (int c = 0; c < nc; c++) UNROLL for (int digit = 0; digit < 2; digit++)         \
+                                part[c][digit][chain] = dot4(NAME##_BIAS, part[c][digit][chain], q,                    \
+                                                             x[c].digits[digit] + 32 * s + 4 * g);                     \
+                        }                                                                                              \
+                        UNROLL for (int c = 0; c < nc; c++) {                                                          \
+                            if (NAME##_HALVES) {                                                                       \
+                                UNROLL for (int half = 0; half < 2; half++)                                            \
+                                    dot[c][half] = vi_add(next_digit(NAME##_BIAS, part[c][0][half],                    \
+                                                                     x[c].corr16 + 2 * s + half), part[c][1][half]);   \
+                            } else {                                                                                   \
+                                UNROLL for (int digit = 0; nc == 1 && digit < 2; digit++)                              \
+                                    part[c][digit][0] = vi_add(part[c][digit][0], part[c][digit][1]);                  \
+                                dot[c][0] = vi_add(next_digit(NAME##_BIAS, part[c][0][0], x[c].corr + s), part[c][1][0]);\
                             }                                                                                          \
-                            if (digit == 0)                                                                            \
-                                UNROLL for (int c = 0; c < nc; c++) UNROLL for (int half = 0; half <= NAME##_HALVES; half++)\
-                                    dot[c][half] = next_digit(NAME##_BIAS, dot[c][half],                               \
-                                                              NAME##_HALVES ? x[c].corr16 + 2 * s + half : x[c].corr + s);\
                         }                                                                                              \
                         vf d[2] = {vf_set1(0), vf_set1(0)}, m = vf_set1(0);                                            \
                         NAME##_scales(w[v] + b, o, i, d, &m);                                                          \
@@ -223,12 +229,13 @@ static INLINE vb rebias(vb q, int bias, int is_amx) {
     static void NAME##_tiled(const woolly_matmul_args *a, int64_t group, int64_t n_rv, int is_amx) {                   \
         int_tile tile;                                                                                                 \
         ALIGNED float acc[INT_COL_BLOCK * INT_ROWS];                                                                   \
-        int64_t n_blocks = a->n_k / NAME##_BLOCK;                                                                      \
+        int64_t n_blocks = a->n_k / NAME##_BLOCK, n_tiles = (n_blocks * NAME##_SUB + INT_TILE - 1) / INT_TILE;         \
+        int64_t step = (n_blocks + n_tiles - 1) / n_tiles; /* tiles of even length */                                  \
         for (int64_t col = 0; col < a->n_cols; col += INT_COL_BLOCK) {                                                 \
             int64_t n_cols = a->n_cols - col < INT_COL_BLOCK ? a->n_cols - col : INT_COL_BLOCK;                        \
             memset(acc, 0, sizeof(float) * (size_t)(n_cols * INT_ROWS));                                               \
-            for (int64_t b = 0; b < n_blocks; b += INT_TILE / NAME##_SUB) {                                            \
-                int n = (int)(n_blocks - b < INT_TILE / NAME##_SUB ? n_blocks - b : INT_TILE / NAME##_SUB);            \
+            for (int64_t b = 0; b < n_blocks; b += step) {                                                             \
+                int n = (int)(n_blocks - b < step ? n_blocks - b : step);                                              \
                 for (int v = 0; v < INT_RV; v++)                                                                       \
                     NAME##_fill(&tile, (const NAME##_group *)a->w + (group + (v < n_rv ? v : 0)) * n_blocks + b, v, n,  \
                                 is_amx);                                                                               \
