@@ -22,12 +22,24 @@ settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 MODEL_FIXTURES = {"smollm2_path", "gemma3_path"}
 
 
-def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Run a test that takes `isa` once for every instruction set of the machine."""
-    if "isa" in metafunc.fixturenames:
-        from woolly._kernels import available_isas
+@pytest.fixture(scope="session", autouse=True)
+def subprocesses_import_the_same_woolly(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Run the tests in a folder of their own: in a clone, `python -c` would import the source tree, built or not."""
+    import woolly
 
-        metafunc.parametrize("isa", available_isas(), indirect=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("cwd"))
+        patch.setenv("PYTHONPATH", str(Path(woolly.__file__).parents[1]))
+        yield
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run a test that takes `isa` once for every instruction set of the machine, or for WOOLLY_ISA alone."""
+    if "isa" in metafunc.fixturenames:
+        from woolly._kernels import active_isa, available_isas
+
+        isas = (active_isa(),) if os.environ.get("WOOLLY_ISA") else available_isas()
+        metafunc.parametrize("isa", isas, indirect=True)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
