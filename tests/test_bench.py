@@ -6,7 +6,6 @@ import argparse
 import itertools
 import json
 import math
-import os
 import subprocess
 import sys
 from collections.abc import Iterator
