@@ -525,6 +525,11 @@ def test_compare_matmuls() -> None:
     assert "nothing to compare: give --model or --matmul" in refused.stderr
 
 
+def test_read_limit_of_a_huge_model_takes_no_huge_buffer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(limits, "beyond_cache_bytes", lambda: 1 << 20)
+    assert Limits().read(1 << 60, 1) > 1e8
+
+
 def test_caches_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for number, (level, kind, size, cpus) in enumerate([("1", "Data", "32K", "0"), ("3", "Unified", "16M", "0-3,8")]):
         folder = tmp_path / f"index{number}"

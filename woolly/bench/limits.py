@@ -71,8 +71,11 @@ class Limits:
         return self._measured(("peak", isa, kind, n_threads), run, ops * n_threads)
 
     def read(self, n_bytes: int, n_threads: int) -> float:
-        """Bytes a second that a working set of n_bytes is read at, again and again."""
-        return max(self.memory_samples("read", n_bytes, n_threads))
+        """Bytes a second that a working set of n_bytes is read at, again and again.
+
+        One that no cache holds is read as fast as any larger one, so no larger one is made.
+        """
+        return max(self.memory_samples("read", min(n_bytes, beyond_cache_bytes()), n_threads))
 
     def memory_samples(self, kind: str, n_bytes: int, n_threads: int) -> list[float]:
         """Bytes a second of "read" or "write" over a buffer of about n_bytes, sample by sample."""
