@@ -23,6 +23,7 @@ ORDER = (
     ("formats",),
     ("metadata",),
     ("gguf_file",),
+    ("gguf_split",),
     ("weights",),
     ("layers",),
     ("models.gguf_config",),

@@ -37,11 +37,11 @@ def list_models(args: argparse.Namespace) -> int:
 
 def inspect(args: argparse.Namespace) -> int:
     """Print a summary of a model file, and its tensors where asked."""
-    from woolly.gguf_file import GGUFFile
+    from woolly.gguf_split import open_gguf
 
     path = hub.resolve(args.model)
-    with GGUFFile.open(path) as file:
-        summary = _summarise(file) | {"path": str(path), "file_bytes": path.stat().st_size}
+    with open_gguf(path) as file:
+        summary = _summarise(file) | {"path": str(path), "file_bytes": file.n_bytes}
         if args.json:
             if args.tensors:
                 summary["tensors"] = [_tensor_facts(tensor) for tensor in file.tensors.values()]

@@ -225,6 +225,11 @@ class GGUFFile:
         tensors = _read_tensors(cursor, n_tensors, metadata.get("general.alignment", DEFAULT_ALIGNMENT))
         return cls(path, file_map, version, metadata, tensors)
 
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of the whole file."""
+        return len(self._open_map())
+
     def tensor_bytes(self, name: str) -> NDArray[np.uint8]:
         """Return the bytes of a tensor as a read-only view of the mapped file.
 

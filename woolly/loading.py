@@ -12,7 +12,7 @@ from woolly.byte_tokenizer import ByteTokenizer
 from woolly.chat import ChatTemplate
 from woolly.engine import Engine
 from woolly.errors import GGUFError, WoollyError
-from woolly.gguf_file import GGUFFile
+from woolly.gguf_split import open_gguf
 from woolly.materialise import Materialisation
 from woolly.metadata import Metadata
 from woolly.model import Model
@@ -37,6 +37,7 @@ def load_gguf(
     Parameters
     ----------
     path : path
+        Of a model in several files, the first: NAME-00001-of-00003.gguf.
     n_ctx : int, optional
         Most tokens a session may hold; by default what the model was trained for, but at most 4096.
     n_threads : int, optional
@@ -66,7 +67,7 @@ def load_gguf(
     Weights are packed tensor by tensor as the file is read and stay quantised; nothing refers to the file afterwards.
     """
     started = time.perf_counter()
-    with GGUFFile.open(path) as file:
+    with open_gguf(path) as file:
         arch = architecture(file.metadata.get_str("general.architecture"))
         config = arch.read_config(file.metadata)
         n_ctx = _check_n_ctx(n_ctx, config.n_ctx_train)
