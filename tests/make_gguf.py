@@ -1,7 +1,7 @@
 """Writes tiny random GGUF models, with a real byte-level tokenizer, for tests that need a file but not its meaning.
 
 Everything follows from the seed. The package `gguf` does the writing and quantises where it can; blocks of the formats
-that it cannot make (the K types) are random bytes with small scales. Imports nothing of woolly.
+that it cannot make (the K types among them) are random bytes with small scales. Imports nothing of woolly.
 """
 
 from __future__ import annotations
@@ -31,23 +31,48 @@ MIN_VOCAB = len(SPECIAL_TOKENS) + 256 + len(MERGES)
 
 @dataclass(frozen=True)
 class RandomBlock:
-    """How to make a random block of a format whose blocks hold fp16 scales among integers."""
+    """How to make a random block of a format whose blocks hold scales among integers."""
 
-    scale_offsets: tuple[int, ...]  # of each fp16 field in the block, in bytes
-    scale_ratios: tuple[float, ...]  # of each field to the first: a minimum that centres the values
+    scale_offsets: tuple[int, ...]  # of each scale in the block, in bytes; fp16 if not said otherwise
+    scale_ratios: tuple[float, ...]  # of each scale to the first: a minimum that centres the values
+    quants: tuple[int, int]  # the bytes that hold quants, from and to
     spread: float  # standard deviation of the values for a first scale of 1
+    has_minima: bool = False
+    scale_kind: str = "f16"  # or "e8m0": a power of two in a byte; "f16 in 4": four bits in each of four words
 
 
 RANDOM_BLOCKS = {
-    "q8_0": RandomBlock((0,), (1,), 74),  # d q, q in -128..127
-    "q4_0": RandomBlock((0,), (1,), 4.6),  # d (q - 8), q in 0..15
-    "q4_1": RandomBlock((0, 2), (1, -7.5), 4.6),  # d q + m
-    "q5_0": RandomBlock((0,), (1,), 9.2),  # d (q - 16), q in 0..31
-    "q4_k": RandomBlock((0, 2), (1, 7.5), 258),  # d s q - dmin m, s and m in 0..63
-    "q6_k": RandomBlock((208,), (1,), 1370),  # d s (q - 32), s in -128..127, q in 0..63
+    "q8_0": RandomBlock((0,), (1,), (2, 34), 74),  # d q, q in -128..127
+    "q4_0": RandomBlock((0,), (1,), (2, 18), 4.6),  # d (q - 8), q in 0..15
+    "q4_1": RandomBlock((0, 2), (1, -7.5), (4, 20), 4.6, has_minima=True),  # d q + m
+    "q5_0": RandomBlock((0,), (1,), (2, 22), 9.2),  # d (q - 16), q in 0..31
+    "q5_1": RandomBlock((0, 2), (1, -15.5), (4, 24), 9.2, has_minima=True),  # d q + m
+    "q2_k": RandomBlock((80, 82), (1, 1.5), (16, 80), 13.9, has_minima=True),  # d s q - dmin m, s and m in 0..15
+    "q3_k": RandomBlock((108,), (1,), (0, 96), 43),  # d s (q - 4), s in -32..31, q in 0..7
+    "q4_k": RandomBlock((0, 2), (1, 7.5), (16, 144), 258, has_minima=True),  # d s q - dmin m, s and m in 0..63
+    "q5_k": RandomBlock((0, 2), (1, 15.5), (16, 176), 527, has_minima=True),  # as q4_k, q in 0..31
+    "q6_k": RandomBlock((208,), (1,), (0, 192), 1370),  # d s (q - 32), s in -128..127, q in 0..63
+    "iq4_nl": RandomBlock((0,), (1,), (2, 18), 67),  # d t[q], t in -127..113
+    "iq4_xs": RandomBlock((0,), (1,), (8, 136), 1250),  # d s t[q], s in -32..31
+    "mxfp4": RandomBlock((0,), (1,), (1, 17), 5.9, scale_kind="e8m0"),  # d t[q], t in -12..12
+    "iq1_s": RandomBlock((0,), (1,), (2, 50), 7.2),  # d s (q + 1/8 or - 1/8), s in 1..15, q in -1..1
+    "iq1_m": RandomBlock((48,), (1,), (0, 48), 7.2, scale_kind="f16 in 4"),  # the same
+    "iq2_xxs": RandomBlock((0,), (1,), (2, 66), 54.5),  # d (s + 1/2) q / 4, s in 0..15, q one of 8, 25, 43 or minus that
+    "iq2_xs": RandomBlock((0,), (1,), (2, 74), 56),
+    "iq2_s": RandomBlock((0,), (1,), (2, 82), 56.5),
+    "iq3_xxs": RandomBlock((0,), (1,), (2, 98), 142),  # d (s + 1/2) q / 2, q one of eight from 4 to 62, or minus that
+    "iq3_s": RandomBlock((0,), (1,), (2, 110), 140),  # d (2 s + 1) q, q in -15..15, odd
+    "tq1_0": RandomBlock((52,), (1,), (0, 52), 0.82),  # d q, q in -1..1
+    "tq2_0": RandomBlock((64,), (1,), (0, 64), 1.22),  # d q, q in -1..2
 }
 
-FLOATS = ("f32", "f16", "bf16")
+FLOATS = ("f32", "f16", "bf16", "f64")
+
+LUT4 = tuple(name for name in RANDOM_BLOCKS if name[:3] in ("iq1", "iq2", "iq3", "tq1", "tq2"))
+"""Formats that are unpacked to 4 bits a weight when they are packed."""
+
+QUANTISED_BY_GGUF = ("q8_0", "q4_0", "q4_1", "q5_0", "q5_1", "mxfp4")
+"""Those whose random rows are quantised numbers; ternary ones would be too coarse, the others are dequantised only."""
 
 
 def ggml_type_of(name: str) -> gguf.GGMLQuantizationType:
@@ -66,13 +91,24 @@ def row_bytes(name: str, n_values: int) -> int:
 def random_blocks(
     rng: np.random.Generator, name: str, n_rows: int, n_blocks: int, scales: npt.NDArray[np.float16]
 ) -> npt.NDArray[np.uint8]:
-    """Random bytes, fp16 fields set from scales (n_rows, n_blocks): uint8 (n_rows, n_blocks · block_bytes)."""
+    """Random bytes, scales set from scales (n_rows, n_blocks): uint8 (n_rows, n_blocks · block_bytes)."""
     block, (_, block_bytes) = RANDOM_BLOCKS[name], gguf.GGML_QUANT_SIZES[ggml_type_of(name)]
     raw = rng.integers(0, 256, (n_rows, n_blocks, block_bytes), np.uint8)
     for offset, ratio in zip(block.scale_offsets, block.scale_ratios, strict=True):
-        values = (scales.astype(np.float32) * ratio).astype("<f2")
-        raw[:, :, offset : offset + 2] = values[..., None].view(np.uint8)
+        _store_scales(raw[:, :, offset:], block.scale_kind, scales.astype(np.float32) * ratio)
     return raw.reshape(n_rows, n_blocks * block_bytes)
+
+
+def _store_scales(field: npt.NDArray[np.uint8], kind: str, scales: npt.NDArray[np.float32]) -> None:
+    """Write scales (n_rows, n_blocks) to the first bytes of field (n_rows, n_blocks, bytes)."""
+    halves = scales.astype("<f2")
+    if kind == "e8m0":  # 2^(e - 128) of the magnitude; zero is the least, 2^-128
+        field[..., 0] = np.floor(np.log2(np.maximum(np.abs(scales), 2.0**-128))) + 128
+    elif kind == "f16 in 4":
+        nibbles = halves[..., None].view("<u2") >> np.arange(0, 16, 4, dtype=np.uint16) & 15
+        field[..., 1:8:2] = field[..., 1:8:2] & 15 | nibbles.astype(np.uint8) << 4
+    else:
+        field[..., :2] = halves[..., None].view(np.uint8)
 
 
 def random_rows(
@@ -80,12 +116,25 @@ def random_rows(
 ) -> npt.NDArray[np.uint8]:
     """A weight matrix of values around zero with standard deviation std, stored: uint8 (n_rows, row_bytes)."""
     width = row_bytes(name, n_values)
-    if name in ("q4_k", "q6_k"):
+    if name in FLOATS:
+        return store_floats((std * rng.standard_normal((n_rows, n_values))).astype(np.float32), name)
+    if name not in QUANTISED_BY_GGUF:
         n_blocks = n_values // gguf.GGML_QUANT_SIZES[ggml_type_of(name)][0]
         scales = np.full((n_rows, n_blocks), std / RANDOM_BLOCKS[name].spread, np.float16)
+        if not RANDOM_BLOCKS[name].has_minima:  # either sign, as a table's mean is not zero
+            scales *= rng.choice((-1, 1), scales.shape).astype(np.float16)
         return random_blocks(rng, name, n_rows, n_blocks, scales)
     values = (std * rng.standard_normal((n_rows, n_values))).astype(np.float32)
     return np.ascontiguousarray(gguf.quants.quantize(values, ggml_type_of(name))).view(np.uint8).reshape(n_rows, width)
+
+
+def store_floats(values: npt.NDArray[np.float32], name: str) -> npt.NDArray[np.uint8]:
+    """Values (n_rows, n) in a float format: uint8 (n_rows, row_bytes)."""
+    if name == "f64":
+        stored = values.astype(np.float64)
+    else:
+        stored = gguf.quants.quantize(values, ggml_type_of(name)) if values.size else np.empty(0)
+    return stored.view(np.uint8).reshape(len(values), row_bytes(name, values.shape[1]))
 
 
 # Tokenizer
@@ -233,8 +282,9 @@ class _TinyModel:
         """A matrix that keeps the variance of its inputs, times gain²."""
         dtype = self.dtype if dtype is None else dtype
         raw = random_rows(self.rng, dtype, rows, cols, std=gain * cols**-0.5)
-        if dtype in ("f32", "f16"):  # the writer wants these as numbers, every other format as bytes
-            raw = raw.view({"f32": np.float32, "f16": np.float16}[dtype])
+        numbers = {"f32": np.float32, "f16": np.float16, "f64": np.float64}
+        if dtype in numbers:  # the writer wants these as numbers, every other format as bytes
+            raw = raw.view(numbers[dtype])
         self.writer.add_tensor(f"{name}.weight", raw, raw_dtype=ggml_type_of(dtype))
 
     def add_norm(self, name: str, size: int, *, gain: float = 1.0) -> None:

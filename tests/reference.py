@@ -26,7 +26,7 @@ ACTIVATION_BLOCK = 32
 ACTIVATION_MOST = 127 * 256 + 127
 """The largest quantised activation: both of its digits, 256 hi + lo, are 127."""
 
-UNQUANTISED = {gguf.GGMLQuantizationType[name] for name in ("F32", "F16", "BF16")}
+UNQUANTISED = {gguf.GGMLQuantizationType[name] for name in ("F32", "F16", "BF16", "F64")}
 
 
 # Formats
@@ -39,6 +39,8 @@ def dequantize(raw: npt.NDArray[np.uint8], ggml_type: str | gguf.GGMLQuantizatio
     """
     if isinstance(ggml_type, str):
         ggml_type = gguf.GGMLQuantizationType[ggml_type.upper()]
+    if ggml_type == gguf.GGMLQuantizationType.F64:  # which gguf leaves alone
+        return np.ascontiguousarray(raw).view(np.float64).astype(np.float32)
     return gguf.quants.dequantize(np.ascontiguousarray(raw), ggml_type)
 
 

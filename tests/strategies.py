@@ -13,13 +13,15 @@ import gguf
 import numpy as np
 import numpy.typing as npt
 from hypothesis import strategies as st
-from make_gguf import FLOATS, RANDOM_BLOCKS, ggml_type_of, random_blocks
+from make_gguf import FLOATS, LUT4, RANDOM_BLOCKS, ggml_type_of, random_blocks, store_floats
 
 LANES = 16
 """Rows that packed weights interleave, and lanes of every reduction."""
 
 QUANTISED_FORMATS = tuple(RANDOM_BLOCKS)
 FORMATS = (*FLOATS, *QUANTISED_FORMATS)
+CONVERTED_FORMATS = ("f64", *LUT4)
+"""Formats that are stored as another one when they are packed."""
 
 seeds = st.integers(0, 2**32 - 1)
 n_threads = st.sampled_from((1, 2, 3, 4, 7))
@@ -30,6 +32,11 @@ quantised_format_names = st.sampled_from(QUANTISED_FORMATS)
 def block_shape(name: str) -> tuple[int, int]:
     """Values and bytes of a block of a format; (1, bytes of an element) for the float formats."""
     return gguf.GGML_QUANT_SIZES[ggml_type_of(name)]
+
+
+def stored_bytes(name: str) -> int:
+    """Bytes of a block when it is packed."""
+    return 4 if name == "f64" else 149 if name in LUT4 else block_shape(name)[1]
 
 
 def sizes(max_size: int, *, min_size: int = 0, lanes: int = LANES) -> st.SearchStrategy[int]:
@@ -80,9 +87,7 @@ def random_raw(seed: int, name: str, n_rows: int, n_blocks: int) -> npt.NDArray[
     """What `raw_blocks` draws, from a seed."""
     shape = (n_rows, n_blocks)
     if name in FLOATS:
-        values = random_floats(seed, shape)
-        stored = gguf.quants.quantize(values, ggml_type_of(name)) if values.size else np.empty(0)
-        return stored.view(np.uint8).reshape(n_rows, n_blocks * block_shape(name)[1])
+        return store_floats(random_floats(seed, shape), name)
     rng = np.random.default_rng(seed)
     scales = rng.choice((-1, 1), shape) * 2 ** rng.uniform(-12, -2, shape)
     kind = rng.random(shape)

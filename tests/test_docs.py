@@ -9,7 +9,7 @@ from xml.etree import ElementTree
 import pytest
 
 from woolly import cli
-from woolly._kernels import compiled_isas, kernel_formats
+from woolly._kernels import PackedMatrix, compiled_isas, converted_formats, kernel_formats
 from woolly.models import ARCHITECTURES
 from woolly.pretokenizers import PRE_TOKENIZERS
 from woolly.vocabulary import KINDS
@@ -30,9 +30,14 @@ def first_column(heading: str) -> list[str]:
 
 
 def test_formats():
-    said = {name.lower(): tuple(map(float, sizes)) for name, *sizes in table("Weight formats")}
-    has = {name: (block, n_bytes, 8 * n_bytes / block) for name, (_, block, n_bytes) in kernel_formats().items()}
-    assert said == has
+    has = kernel_formats()
+    rows = {name.lower(): (*map(float, sizes), memory) for name, *sizes, memory in table("Weight formats")}
+    assert set(rows) == set(has)
+    for name, (*sizes, memory) in rows.items():
+        _, block, n_bytes = has[name]
+        assert sizes == [block, n_bytes, 8 * n_bytes / block]
+        stored_bits = 8 * PackedMatrix(16, block, name).nbytes / (16 * block)
+        assert memory.endswith(f"{stored_bits:.3g} bits" if name in converted_formats() else "as in the file"), name
 
 
 def test_architectures():

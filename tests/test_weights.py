@@ -44,12 +44,12 @@ def test_missing_and_misshapen_tensors_are_refused(tmp_path) -> None:
 
 
 def test_formats_without_kernels_are_refused(tmp_path) -> None:
-    path = tmp_path / "q2.gguf"
-    path.write_bytes(GGUFBuilder().tensor("w", [256, 2], 10, bytes(168)).build())
+    path = tmp_path / "nvfp4.gguf"
+    path.write_bytes(GGUFBuilder().tensor("w", [64, 2], 40, bytes(72)).build())
     with GGUFFile.open(path) as file:
-        message = r"q2.gguf: tensor 'w' is stored as q2_k, which has no kernels yet; those that have: f32, f16, bf16"
+        message = r"nvfp4.gguf: tensor 'w' is stored as nvfp4, which has no kernels yet; those that have: f32, f16"
         with pytest.raises(UnsupportedFormatError, match=message):
-            Weights(file).matrix("w", (2, 256))
+            Weights(file).matrix("w", (2, 64))
 
 
 def test_tensors_that_nobody_takes_are_refused(tmp_path) -> None:

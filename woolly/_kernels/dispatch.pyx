@@ -145,6 +145,17 @@ def kernel_formats():
     return formats
 
 
+def converted_formats():
+    """Names of the formats that are stored as another one when they are packed: F64 as F32, those of 1 to 3 bits at 4.
+
+    Returns
+    -------
+    tuple of str
+    """
+    return tuple(active_table.formats[i].name.decode() for i in range(active_table.n_formats)
+                 if active_table.formats[i].is_converted)
+
+
 def format_index(name, /):
     """Place of a format in the kernel table.
 

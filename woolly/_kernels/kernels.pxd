@@ -37,10 +37,13 @@ cdef extern from "kernels.h" nogil:
         int block_size
         int block_bytes
         int quantised
+        int is_converted
+        int stored_bytes
         void (*pack)(const uint8_t *rows, int64_t row_bytes, int64_t n_rows, int64_t n_blocks,
                      uint8_t *group) noexcept nogil
         void (*unpack)(const uint8_t *group, int64_t row, int64_t n_blocks, uint8_t *blocks) noexcept nogil
         void (*dequantize)(const uint8_t *blocks, int64_t n_blocks, float *out) noexcept nogil
+        void (*dequantize_stored)(const uint8_t *blocks, int64_t n_blocks, float *out) noexcept nogil
         void (*matmul)(const woolly_matmul_args *args, int64_t group_begin, int64_t group_end) noexcept nogil
 
     ctypedef struct woolly_kv_head:

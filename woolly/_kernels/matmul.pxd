@@ -10,7 +10,7 @@ cdef struct MatrixView:
     int64_t n_cols
     int64_t n_groups
     int64_t n_blocks           # in a row
-    int64_t row_bytes          # of GGUF blocks
+    int64_t row_bytes          # of stored blocks: GGUF's own, or what they are converted to
     int64_t group_bytes
     int format                 # index in the kernel table
     bint quantised

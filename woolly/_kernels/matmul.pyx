@@ -50,8 +50,10 @@ cdef class PackedMatrix:
 
     Notes
     -----
-    Packing permutes bits and inflates nothing: `unpack` gives the source back exactly. The layout is the same for all
-    instruction sets. Reading is safe from several threads.
+    Packing permutes bits and inflates nothing: `unpack` gives the source back exactly. Formats without kernels of their
+    own are converted to one that has them instead, which changes no value: those of 1 to 3 bits (IQ1 to IQ3, TQ) take 4.66
+    bits a weight; only F64 is rounded, to F32. The layout is the same for all instruction sets. Reading is safe from
+    several threads.
     """
 
     def __cinit__(self, n_rows, n_cols, format, /):
@@ -67,7 +69,7 @@ cdef class PackedMatrix:
         m.n_rows, m.n_cols = n_rows, n_cols
         m.n_groups = (m.n_rows + WOOLLY_GROUP - 1) // WOOLLY_GROUP
         m.n_blocks = m.n_cols // f.block_size
-        m.row_bytes = m.n_blocks * f.block_bytes
+        m.row_bytes = m.n_blocks * f.stored_bytes
         m.group_bytes = m.row_bytes * WOOLLY_GROUP
         m.quantised = f.quantised
         m.w = NULL
@@ -126,16 +128,16 @@ cdef class PackedMatrix:
             The shape is not (n_rows, row_bytes).
         """
         cdef MatrixView *m = &self.view
-        if rows.shape[0] != m.n_rows or rows.shape[1] != m.row_bytes:
-            raise ValueError(f"pack: expected {self.format} rows of shape ({m.n_rows}, {m.row_bytes}) bytes, "
+        cdef const woolly_format *f = &active().formats[m.format]
+        cdef int64_t row_bytes = m.n_blocks * f.block_bytes, group
+        if rows.shape[0] != m.n_rows or rows.shape[1] != row_bytes:
+            raise ValueError(f"pack: expected {self.format} rows of shape ({m.n_rows}, {row_bytes}) bytes, "
                              f"got ({rows.shape[0]}, {rows.shape[1]})")
         cdef int threads = check_threads(n_threads)
-        cdef int64_t group
         cdef const uint8_t *source = &rows[0, 0]
-        cdef const woolly_format *f = &active().formats[m.format]
         self.reserve()
         for group in prange(m.n_groups, nogil=True, num_threads=threads, schedule="dynamic"):
-            f.pack(source + group * WOOLLY_GROUP * m.row_bytes, m.row_bytes,
+            f.pack(source + group * WOOLLY_GROUP * row_bytes, row_bytes,
                    min(WOOLLY_GROUP, m.n_rows - group * WOOLLY_GROUP), m.n_blocks, m.w + group * m.group_bytes)
         return self
 
@@ -149,12 +151,19 @@ cdef class PackedMatrix:
         Returns
         -------
         uint8, (n_rows, row_bytes)
+
+        Raises
+        ------
+        ValueError
+            Nothing was packed, or the format was converted when it was.
         """
         self._check_packed()
         cdef const MatrixView *m = &self.view
+        cdef const woolly_format *f = &active().formats[m.format]
+        if f.is_converted:
+            raise ValueError(f"unpack: {self.format} is converted when it is packed; dequantize gives its values")
         out = np.empty((m.n_rows, m.row_bytes), dtype=np.uint8)
         cdef uint8_t[:, ::1] view = out
-        cdef const woolly_format *f = &active().formats[m.format]
         cdef int64_t row
         for row in range(m.n_rows):
             f.unpack(m.w + row // WOOLLY_GROUP * m.group_bytes, row % WOOLLY_GROUP, m.n_blocks, &view[row, 0])
@@ -207,7 +216,7 @@ cdef void matrix_row(const woolly_kernels *kernels, const MatrixView *m, int64_t
     """Dequantise one row to out (n_cols,); blocks holds row_bytes of scratch."""
     cdef const woolly_format *f = &kernels.formats[m.format]
     f.unpack(m.w + row // WOOLLY_GROUP * m.group_bytes, row % WOOLLY_GROUP, m.n_blocks, blocks)
-    f.dequantize(blocks, m.n_blocks, out)
+    f.dequantize_stored(blocks, m.n_blocks, out)
 
 
 def dequantize(const uint8_t[:, ::1] rows not None, format, /):

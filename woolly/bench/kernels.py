@@ -18,7 +18,7 @@ from woolly.bench.limits import Limits, bound
 from woolly.bench.sizes import Size, size_named
 from woolly.errors import WoollyError
 
-FLOATS = ("f32", "f16", "bf16")
+FLOATS = ("f32", "f16", "bf16", "f64")
 ATTENTION_TOKENS = (1, 64)
 ROW_TOKENS = (1, 256)
 
@@ -65,7 +65,7 @@ def size_rows(
 
 
 def check_formats(names: list[str] | None) -> list[str]:
-    """The formats asked for, by default all that have kernels.
+    """The formats asked for, by default all that have kernels of their own.
 
     Raises
     ------
@@ -76,7 +76,7 @@ def check_formats(names: list[str] | None) -> list[str]:
     for name in names or ():
         if name not in known:
             raise WoollyError(f"format {name!r} has no kernels; those that have: {', '.join(known)}")
-    return list(names or known)
+    return list(names or (name for name in known if name not in kernels.converted_formats()))
 
 
 def random_matrix(n_rows: int, n_cols: int, format: str, *, n_threads: int) -> kernels.PackedMatrix:

@@ -49,10 +49,14 @@ typedef struct {
     int block_size;   /* weights in a block */
     int block_bytes;
     int quantised;    /* 1: the matmul takes quantised activations */
-    /* 16 rows of n_blocks blocks -> one packed group, and back; rows beyond n_rows are packed as zero bits */
+    int is_converted; /* 1: stored in other blocks than the file's when it is packed */
+    int stored_bytes; /* of a stored block; block_bytes if it is not converted */
+    /* 16 rows of n_blocks blocks -> one packed group; rows beyond n_rows are packed as zero bits */
     void (*pack)(const uint8_t *rows, int64_t row_bytes, int64_t n_rows, int64_t n_blocks, uint8_t *group);
+    /* one row of stored blocks back */
     void (*unpack)(const uint8_t *group, int64_t row, int64_t n_blocks, uint8_t *blocks);
     void (*dequantize)(const uint8_t *blocks, int64_t n_blocks, float *out);
+    void (*dequantize_stored)(const uint8_t *blocks, int64_t n_blocks, float *out);
     woolly_matmul_fn matmul;
 } woolly_format;
 

@@ -37,25 +37,30 @@ static INLINE vi both_digits(int32_t (*sums)[AMX_COLS][16], int col) {
 typedef struct {
     int32_t (*sums)[AMX_COLS][16]; /* [2 * group + digit], halves: [2 * half + digit] */
     vf d[2];
-    vf m[2];
+    vf m[2][2];
     const float *dx;
     const float *sum;
+    const int32_t *corr16;
     float *acc;
 } amx_post;
 
-static INLINE void amx_add(int halves, int has_min, const amx_post *p, int64_t xq_stride, int begin, int end) {
+static INLINE void amx_add(int halves, int min, const amx_post *p, int64_t xq_stride, int begin, int end) {
     for (int c = begin; c < end; c++) {
-        float dx = *AT(p->dx, c * xq_stride), sum = has_min ? *AT(p->sum, c * xq_stride) : 0;
+        float dx = *AT(p->dx, c * xq_stride);
+        const float *sum = AT(p->sum, c * xq_stride);
+        const int32_t *corr16 = AT(p->corr16, c * xq_stride);
         vi dot[2] = {both_digits(p->sums, c), both_digits(p->sums + 2, c)};
         float *acc = p->acc + c * INT_ROWS;
-        vf_store(acc, int_block(halves, has_min, vf_load(acc), dot, p->d, p->m[0], sum, dx));
-        if (!halves) vf_store(acc + 16, int_block(0, has_min, vf_load(acc + 16), dot + 1, p->d + 1, p->m[1], sum, dx));
+        vf_store(acc, int_block(halves, min, vf_load(acc), dot, p->d, min_term(min, p->m[0], sum, corr16), dx));
+        if (halves) continue;
+        vf least = min_term(min, p->m[1], sum, corr16);
+        vf_store(acc + 16, int_block(0, min, vf_load(acc + 16), dot + 1, p->d + 1, least, dx));
     }
 }
 
 /* acc (n_cols, INT_ROWS) += the tile's n_blocks blocks, for up to 16 columns. Tile instructions of a step stand between
  * the vector work of an earlier one, so that both units have something to do */
-static INLINE AMX void amx_tile_cols(int halves, int has_min, int n_cols, const int_tile *tile, int n_blocks,
+static INLINE AMX void amx_tile_cols(int halves, int min, int n_cols, const int_tile *tile, int n_blocks,
                                      const uint8_t *xq, int64_t xq_stride, int64_t n_k, int64_t block0, float *acc) {
     ALIGNED amx_sums sums[AMX_SUMS];
     q16_column x = q16_at(xq, n_k, block0);
@@ -66,11 +71,13 @@ static INLINE AMX void amx_tile_cols(int halves, int has_min, int n_cols, const 
         int done_b = halves ? done / 2 : done, done_v = halves ? done % 2 : 0;
         const int8_t *hi = x.digits[0] + 32 * b, *lo = x.digits[1] + 32 * b;
         int32_t (*next)[AMX_COLS][16] = sums[step % AMX_SUMS];
-        amx_post post = {.sums = sums[done % AMX_SUMS], .dx = x.d + done_b, .sum = x.sum + done_b, .acc = acc + done_v * 16};
+        amx_post post = {.sums = sums[done % AMX_SUMS], .dx = x.d + done_b, .sum = x.sum + done_b};
+        post.corr16 = x.corr16 + 2 * done_b;
+        post.acc = acc + done_v * 16;
         post.d[0] = vf_load(tile->d[done_b][done_v][0]);
         post.d[1] = halves ? vf_load(tile->d[done_b][done_v][1]) : vf_load(tile->d[done_b][1][0]);
-        post.m[0] = has_min ? vf_load(tile->m[done_b][0]) : post.d[0];
-        post.m[1] = has_min ? vf_load(tile->m[done_b][1]) : post.d[1];
+        for (int v2 = 0; v2 < 2; v2++)
+            for (int half = 0; half < 2; half++) post.m[v2][half] = min > half ? vf_load(tile->m[done_b][v2][half]) : post.d[0];
         if (is_tile) {
             _tile_zero(0);
             _tile_zero(1);
@@ -80,7 +87,7 @@ static INLINE AMX void amx_tile_cols(int halves, int has_min, int n_cols, const 
             _tile_dpbssd(0, 4, 6);
             _tile_dpbssd(1, 5, 6);
         }
-        if (is_post) amx_add(halves, has_min, &post, xq_stride, 0, q1);
+        if (is_post) amx_add(halves, min, &post, xq_stride, 0, q1);
         if (is_tile) {
             _tile_zero(2);
             _tile_zero(3);
@@ -93,11 +100,11 @@ static INLINE AMX void amx_tile_cols(int halves, int has_min, int n_cols, const 
             _tile_dpbssd(3, 5, 7);
             _tile_stored(0, next[0], 64);
         }
-        if (is_post) amx_add(halves, has_min, &post, xq_stride, q1, q2);
+        if (is_post) amx_add(halves, min, &post, xq_stride, q1, q2);
         if (is_tile) _tile_stored(1, next[1], 64);
-        if (is_post) amx_add(halves, has_min, &post, xq_stride, q2, q3);
+        if (is_post) amx_add(halves, min, &post, xq_stride, q2, q3);
         if (is_tile) _tile_stored(2, next[2], 64);
-        if (is_post) amx_add(halves, has_min, &post, xq_stride, q3, n_cols);
+        if (is_post) amx_add(halves, min, &post, xq_stride, q3, n_cols);
         if (is_tile) _tile_stored(3, next[3], 64);
     }
 }
@@ -119,7 +126,8 @@ static INLINE AMX void amx_tile_cols(int halves, int has_min, int n_cols, const 
         _tile_release();                                                                                               \
     }
 DEFINE_AMX_TILE(full, 0, 0)
-DEFINE_AMX_TILE(full_halves, 1, 0)
-DEFINE_AMX_TILE(min, 0, 1)
+DEFINE_AMX_TILE(halves, 1, 0)
+DEFINE_AMX_TILE(min, 0, MIN_32)
+DEFINE_AMX_TILE(min16, 0, MIN_16)
 
 #endif

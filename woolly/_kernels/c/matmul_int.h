@@ -4,7 +4,7 @@
  *
  * x = 256 hi + lo, so a dot product is two of int8: over hi, shifted by 8 bits, and on over lo. They are exact in int32;
  * each block then adds one fma to the element's chain in f32. A lane is a row, so neither k nor a sum is ever split. Up to
- * INT_DIRECT columns are computed from the packed blocks as they stream by; for more, a tile of INT_RV groups of rows is
+ * four columns are computed from the packed blocks as they stream by; for more, a tile of INT_RV groups of rows is
  * unpacked to bytes once and used by all columns.
  */
 #ifndef WOOLLY_MATMUL_INT_H
@@ -15,12 +15,15 @@
 #define INT_ROWS (INT_RV * 16)
 #define INT_TILE 16       /* blocks of 32 in a tile: 32 rows x 512 bytes take 16 KB of L1 */
 #define INT_COL_BLOCK 128 /* columns that use a tile before the next one is made */
-#define INT_DIRECT 4
+#define INT_DIRECT 4      /* most columns that are computed without a tile */
+#ifndef INT_DIRECT_RARE
+#define INT_DIRECT_RARE INT_DIRECT /* the same of the rarer formats: fewer where the compiler takes long over them */
+#endif
 
 typedef struct {
     ALIGNED uint8_t q[INT_TILE][8][INT_RV][64];
     ALIGNED float d[INT_TILE][INT_RV][2][16];
-    ALIGNED float m[INT_TILE][INT_RV][16];
+    ALIGNED float m[INT_TILE][INT_RV][2][16];
 } int_tile;
 
 /* From the dot product over hi to where that over lo starts: 256 hi - bias * sum(x), from corr = -128 * sum(x) */
@@ -28,18 +31,29 @@ static INLINE vi next_digit(int bias, vi dot, const int32_t *corr) {
     dot = vi_sll(dot, 8);
     if (bias == 0 || (bias == 128 && !DOT_FULL_BIASED)) return dot;
     vi start = vi_set1(*corr);
-    return vi_add(dot, bias == 128 ? start : bias == 32 ? vi_sra(start, 2) : bias == 16 ? vi_sra(start, 3) : vi_sra(start, 4));
+    return vi_add(dot, bias == 128 ? start : vi_sra(start, __builtin_ctz(128 / bias))); /* a power of two */
 }
 
 static INLINE vi dot4(int bias, vi acc, vb w, const int8_t *x) {
     return bias == 128 ? dot_full(acc, w, x) : dot_low(acc, w, x);
 }
 
+#define MIN_32 1 /* a minimum for each block of 32 */
+#define MIN_16 2 /* one for each half of it */
+
+/* What the minima of a block add to its scaled dot product: m sum(x), sums of halves from corr16 = -128 sum(x) */
+static INLINE vf min_term(int min, const vf *m, const float *sum, const int32_t *corr16) {
+    if (min == 0) return vf_set1(0);
+    if (min == MIN_32) return vf_mul(m[0], vf_set1(*sum));
+    vf unit = vf_set1(-0x1p-7f), sums[2] = {vf_from_vi(vi_set1(corr16[0])), vf_from_vi(vi_set1(corr16[1]))};
+    return vf_fma(sums[1], vf_mul(m[1], unit), vf_mul(sums[0], vf_mul(m[0], unit)));
+}
+
 /* One block's contribution: dot[0] (and dot[1], its second half, where scales cover 16 weights) */
-static INLINE vf int_block(int halves, int has_min, vf acc, const vi *dot, const vf *d, vf m, float sum, float dx) {
+static INLINE vf int_block(int halves, int min, vf acc, const vi *dot, const vf *d, vf least, float dx) {
     vf t;
     if (halves) t = vf_fma(vf_from_vi(dot[1]), d[1], vf_mul(vf_from_vi(dot[0]), d[0]));
-    else if (has_min) t = vf_fma(vf_from_vi(dot[0]), d[0], vf_mul(m, vf_set1(sum)));
+    else if (min) t = vf_fma(vf_from_vi(dot[0]), d[0], least);
     else t = vf_mul(vf_from_vi(dot[0]), d[0]);
     return vf_fma(t, vf_set1(dx), acc);
 }
@@ -63,7 +77,7 @@ static INLINE q16_column q16_at(const uint8_t *record, int64_t n_k, int64_t bloc
 #define AT(pointer, offset_bytes) ((__typeof__(pointer))((const char *)(pointer) + (offset_bytes)))
 
 /* acc (nc, INT_ROWS) += the tile's n_blocks blocks, for nc columns from record xq on, the tile being at block0 */
-static INLINE void int_tile_cols(int bias, int halves, int has_min, int nc, const int_tile *tile, int n_blocks,
+static INLINE void int_tile_cols(int bias, int halves, int min, int nc, const int_tile *tile, int n_blocks,
                                  const uint8_t *xq, int64_t xq_stride, int64_t n_k, int64_t block0, float *acc) {
     q16_column x3[(INT_NC + 2) / 3];
     UNROLL for (int c = 0; c < (nc + 2) / 3; c++) x3[c] = q16_at(xq + 3 * c * xq_stride, n_k, block0);
@@ -95,11 +109,12 @@ static INLINE void int_tile_cols(int bias, int halves, int has_min, int nc, cons
         }
         UNROLL for (int v = 0; v < INT_RV; v++) {
             vf d[2] = {vf_load(tile->d[b][v][0]), halves ? vf_load(tile->d[b][v][1]) : vf_set1(0)};
-            vf m = has_min ? vf_load(tile->m[b][v]) : vf_set1(0);
-            UNROLL for (int c = 0; c < nc; c++)
-                sum[c][v] = int_block(halves, has_min, sum[c][v], dot[c][v], d, m,
-                                      has_min ? *AT(x3[c / 3].sum + b, c % 3 * xq_stride) : 0,
-                                      *AT(x3[c / 3].d + b, c % 3 * xq_stride));
+            vf m[2] = {min ? vf_load(tile->m[b][v][0]) : vf_set1(0), min == MIN_16 ? vf_load(tile->m[b][v][1]) : vf_set1(0)};
+            UNROLL for (int c = 0; c < nc; c++) {
+                vf least = min_term(min, m, AT(x3[c / 3].sum + b, c % 3 * xq_stride),
+                                    AT(x3[c / 3].corr16 + 2 * b, c % 3 * xq_stride));
+                sum[c][v] = int_block(halves, min, sum[c][v], dot[c][v], d, least, *AT(x3[c / 3].d + b, c % 3 * xq_stride));
+            }
         }
     }
     UNROLL for (int c = 0; c < nc; c++) UNROLL for (int v = 0; v < INT_RV; v++)
@@ -120,26 +135,23 @@ static INLINE void int_tile_cols(int bias, int halves, int has_min, int nc, cons
         if (n_cols) int_tile_cols(BIAS, HALVES, MIN, 1, tile, n_blocks, xq, xq_stride, n_k, block0, acc);              \
     }
 
-/* The tile's bytes: where the dot product takes any byte, all formats without minima are brought to bias 128 */
-#define TILE_BIAS(BIAS) ((BIAS) && DOT_FULL_BIASED ? 128 : (BIAS))
-DEFINE_INT_TILE(full, 128, 0, 0)
-DEFINE_INT_TILE(min, 0, 0, 1)
+/* The tile's bytes: all formats without minima are brought to bias 128 where the dot product takes any byte, otherwise to
+ * the least that suits all formats of the kind */
+enum { full_BIAS = 128, low_BIAS = DOT_FULL_BIASED ? 128 : 16, halves_BIAS = DOT_FULL_BIASED ? 128 : 64 };
+enum { min_BIAS = 0, min16_BIAS = 0 };
+DEFINE_INT_TILE(full, full_BIAS, 0, 0)
+DEFINE_INT_TILE(halves, halves_BIAS, 1, 0)
+DEFINE_INT_TILE(min, min_BIAS, 0, MIN_32)
+DEFINE_INT_TILE(min16, min16_BIAS, 0, MIN_16)
 #if DOT_FULL_BIASED
-DEFINE_INT_TILE(full_halves, 128, 1, 0)
-#define int_tile_low8 int_tile_full
-#define int_tile_low16 int_tile_full
-#define int_tile_low32_halves int_tile_full_halves
+#define int_tile_low int_tile_full
 #else
-DEFINE_INT_TILE(low8, 8, 0, 0)
-DEFINE_INT_TILE(low16, 16, 0, 0)
-DEFINE_INT_TILE(low32_halves, 32, 1, 0)
+DEFINE_INT_TILE(low, low_BIAS, 0, 0)
 #endif
 
 #if HAS_AMX
 #include "matmul_amx.h"
-#define amx_tile_low8 amx_tile_full
-#define amx_tile_low16 amx_tile_full
-#define amx_tile_low32_halves amx_tile_full_halves
+#define amx_tile_low amx_tile_full
 #define AMX_LEAST_COLS 8 /* fewer are faster on VNNI */
 #define AMX_MATMUL(NAME)                                                                                               \
     static void NAME##_matmul_amx(const woolly_matmul_args *a, int64_t group_begin, int64_t group_end) {              \
@@ -152,13 +164,13 @@ DEFINE_INT_TILE(low32_halves, 32, 1, 0)
 #endif
 
 /* Bytes as the tile kernel wants them: at most 127, plus a constant that carries over no byte; signed for AMX */
-static INLINE vb rebias(vb q, int bias, int is_amx) {
-    if (TILE_BIAS(bias) != bias) q = vi_add(q, vi_set1((128 - bias) * 0x01010101));
+static INLINE vb rebias(vb q, int bias, int tile_bias, int is_amx) {
+    if (tile_bias != bias) q = vi_add(q, vi_set1((tile_bias - bias) * 0x01010101));
     return is_amx && bias ? vi_xor(q, vi_set1((int32_t)0x80808080)) : q;
 }
 
-/* NAME_matmul from NAME_quants and NAME_scales; KIND names the tile kernel */
-#define DEFINE_INT_MATMUL(NAME, KIND)                                                                                  \
+/* NAME_matmul from NAME_quants and NAME_scales; KIND names the tile kernel, DIRECT the most columns computed without it */
+#define DEFINE_INT_MATMUL(NAME, KIND, DIRECT)                                                                          \
     DEFINE_PACKING(NAME)                                                                                               \
     enum { NAME##_SUB = NAME##_OUTER * NAME##_INNER }; /* blocks of 32 in one of the format's blocks */                \
                                                                                                                        \
@@ -197,11 +209,12 @@ static INLINE vb rebias(vb q, int bias, int is_amx) {
                                 dot[c][0] = vi_add(next_digit(NAME##_BIAS, part[c][0][0], x[c].corr + s), part[c][1][0]);\
                             }                                                                                          \
                         }                                                                                              \
-                        vf d[2] = {vf_set1(0), vf_set1(0)}, m = vf_set1(0);                                            \
-                        NAME##_scales(w[v] + b, o, i, d, &m);                                                          \
-                        UNROLL for (int c = 0; c < nc; c++)                                                            \
-                            sum[c][v] = int_block(NAME##_HALVES, NAME##_MIN, sum[c][v], dot[c], d, m, x[c].sum[s],     \
-                                                  x[c].d[s]);                                                          \
+                        vf d[2] = {vf_set1(0), vf_set1(0)}, m[2] = {vf_set1(0), vf_set1(0)};                           \
+                        NAME##_scales(w[v] + b, o, i, d, m);                                                           \
+                        UNROLL for (int c = 0; c < nc; c++) {                                                          \
+                            vf least = min_term(NAME##_MIN, m, x[c].sum + s, x[c].corr16 + 2 * s);                     \
+                            sum[c][v] = int_block(NAME##_HALVES, NAME##_MIN, sum[c][v], dot[c], d, least, x[c].d[s]);  \
+                        }                                                                                              \
                     }                                                                                                  \
                 }                                                                                                      \
             }                                                                                                          \
@@ -216,12 +229,14 @@ static INLINE vb rebias(vb q, int bias, int is_amx) {
                 UNROLL for (int i = 0; i < NAME##_INNER; i++) {                                                        \
                     int s = (b * NAME##_OUTER + o) * NAME##_INNER + i;                                                 \
                     UNROLL for (int g = 0; g < 8; g++)                                                                 \
-                        vi_store(tile->q[s][g][v], rebias(NAME##_quants(w + b, o, i, g), NAME##_BIAS, is_amx));        \
-                    vf d[2] = {vf_set1(0), vf_set1(0)}, m = vf_set1(0);                                                \
-                    NAME##_scales(w + b, o, i, d, &m);                                                                 \
+                        vi_store(tile->q[s][g][v],                                                                     \
+                                 rebias(NAME##_quants(w + b, o, i, g), NAME##_BIAS, KIND##_BIAS, is_amx));             \
+                    vf d[2] = {vf_set1(0), vf_set1(0)}, m[2] = {vf_set1(0), vf_set1(0)};                               \
+                    NAME##_scales(w + b, o, i, d, m);                                                                  \
                     vf_store(tile->d[s][v][0], d[0]);                                                                  \
                     if (NAME##_HALVES) vf_store(tile->d[s][v][1], d[1]);                                               \
-                    if (NAME##_MIN) vf_store(tile->m[s][v], m);                                                        \
+                    if (NAME##_MIN) vf_store(tile->m[s][v][0], m[0]);                                                  \
+                    if (NAME##_MIN == MIN_16) vf_store(tile->m[s][v][1], m[1]);                                        \
                 }                                                                                                      \
             }                                                                                                          \
     }                                                                                                                  \
@@ -251,13 +266,13 @@ static INLINE vb rebias(vb q, int bias, int is_amx) {
     static void NAME##_groups(const woolly_matmul_args *a, int64_t group_begin, int64_t group_end, int is_amx) {       \
         for (int64_t group = group_begin; group < group_end; group += INT_RV) {                                        \
             int64_t n_rv = group_end - group < INT_RV ? group_end - group : INT_RV;                                    \
-            if (a->n_cols > INT_DIRECT) {                                                                              \
+            if (a->n_cols > DIRECT) {                                                                                  \
                 NAME##_tiled(a, group, n_rv, is_amx);                                                                  \
                 continue;                                                                                              \
             }                                                                                                          \
             int64_t col = 0;                                                                                           \
-            for (; col + 4 <= a->n_cols; col += 4) NAME##_direct(a, 4, col, group, n_rv);                              \
-            if (a->n_cols - col >= 2) NAME##_direct(a, 2, col, group, n_rv), col += 2;                                 \
+            for (; DIRECT >= 4 && col + 4 <= a->n_cols; col += 4) NAME##_direct(a, 4, col, group, n_rv);               \
+            if (DIRECT >= 2 && a->n_cols - col >= 2) NAME##_direct(a, 2, col, group, n_rv), col += 2;                  \
             if (a->n_cols - col == 1) NAME##_direct(a, 1, col, group, n_rv);                                           \
         }                                                                                                              \
     }                                                                                                                  \

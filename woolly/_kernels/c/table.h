@@ -10,39 +10,98 @@
 #include "formats/q4_0.h"
 #include "formats/q4_1.h"
 #include "formats/q5_0.h"
+#include "formats/q5_1.h"
 #include "formats/q4_k.h"
+#include "formats/q5_k.h"
 #include "formats/q6_k.h"
+#include "formats/q3_k.h"
+#include "formats/q2_k.h"
+#include "formats/iq4_nl.h"
+#include "formats/iq4_xs.h"
+#include "formats/mxfp4.h"
+#include "formats/lut4.h"
+#include "formats/iq.h"
 
-DEFINE_INT_MATMUL(q8_0, full)
-DEFINE_INT_MATMUL(q4_0, low8)
-DEFINE_INT_MATMUL(q4_1, min)
-DEFINE_INT_MATMUL(q5_0, low16)
-DEFINE_INT_MATMUL(q4_k, min)
-DEFINE_INT_MATMUL(q6_k, low32_halves)
+DEFINE_INT_MATMUL(q8_0, full, INT_DIRECT)
+DEFINE_INT_MATMUL(q4_0, low, INT_DIRECT)
+DEFINE_INT_MATMUL(q4_1, min, INT_DIRECT)
+DEFINE_INT_MATMUL(q5_0, low, INT_DIRECT)
+DEFINE_INT_MATMUL(q5_1, min, INT_DIRECT_RARE)
+DEFINE_INT_MATMUL(q4_k, min, INT_DIRECT)
+DEFINE_INT_MATMUL(q5_k, min, INT_DIRECT_RARE)
+DEFINE_INT_MATMUL(q6_k, halves, INT_DIRECT)
+DEFINE_INT_MATMUL(q3_k, halves, INT_DIRECT_RARE)
+DEFINE_INT_MATMUL(q2_k, min16, INT_DIRECT_RARE)
+DEFINE_INT_MATMUL(iq4_nl, full, INT_DIRECT_RARE)
+DEFINE_INT_MATMUL(iq4_xs, full, INT_DIRECT_RARE)
+DEFINE_INT_MATMUL(mxfp4, low, INT_DIRECT_RARE)
+DEFINE_INT_MATMUL(lut4, halves, INT_DIRECT_RARE)
+
+DEFINE_CONVERTED(f64, f32)
+DEFINE_CONVERTED(iq1_s, lut4)
+DEFINE_CONVERTED(iq1_m, lut4)
+DEFINE_CONVERTED(iq2_xxs, lut4)
+DEFINE_CONVERTED(iq2_xs, lut4)
+DEFINE_CONVERTED(iq2_s, lut4)
+DEFINE_CONVERTED(iq3_xxs, lut4)
+DEFINE_CONVERTED(iq3_s, lut4)
+DEFINE_CONVERTED(tq1_0, lut4)
+DEFINE_CONVERTED(tq2_0, lut4)
 
 #include "generate.h"
 
-#define FORMAT(NAME, GGML_TYPE, QUANTISED, MATMUL)                                                                     \
-    {#NAME,       GGML_TYPE,     NAME##_BLOCK,      sizeof(NAME##_block), QUANTISED,                                   \
-     NAME##_pack, NAME##_unpack, NAME##_dequantize, NAME##_##MATMUL}
+#define FORMAT(NAME, STORED, GGML_TYPE, QUANTISED, CONVERTED, MATMUL)                                                  \
+    {                                                                                                                  \
+        .name = #NAME,                                                                                                 \
+        .ggml_type = GGML_TYPE,                                                                                        \
+        .block_size = NAME##_BLOCK,                                                                                    \
+        .block_bytes = sizeof(NAME##_block),                                                                           \
+        .quantised = QUANTISED,                                                                                        \
+        .is_converted = CONVERTED,                                                                                     \
+        .stored_bytes = sizeof(STORED##_block),                                                                        \
+        .pack = NAME##_pack,                                                                                           \
+        .unpack = STORED##_unpack,                                                                                     \
+        .dequantize = NAME##_dequantize,                                                                               \
+        .dequantize_stored = STORED##_dequantize,                                                                      \
+        .matmul = STORED##_##MATMUL,                                                                                   \
+    },
+
+/* name, as what it is stored when packed, id in GGUF files, whether it takes quantised activations, is converted, matmul */
+#define EACH_FORMAT(F, MATMUL)                                                                                         \
+    F(f32, f32, 0, 0, 0, matmul)                                                                                       \
+    F(f16, f16, 1, 0, 0, matmul)                                                                                       \
+    F(bf16, bf16, 30, 0, 0, matmul)                                                                                    \
+    F(f64, f32, 28, 0, 1, matmul)                                                                                      \
+    F(q4_0, q4_0, 2, 1, 0, MATMUL)                                                                                     \
+    F(q4_1, q4_1, 3, 1, 0, MATMUL)                                                                                     \
+    F(q5_0, q5_0, 6, 1, 0, MATMUL)                                                                                     \
+    F(q5_1, q5_1, 7, 1, 0, MATMUL)                                                                                     \
+    F(q8_0, q8_0, 8, 1, 0, MATMUL)                                                                                     \
+    F(q2_k, q2_k, 10, 1, 0, MATMUL)                                                                                    \
+    F(q3_k, q3_k, 11, 1, 0, MATMUL)                                                                                    \
+    F(q4_k, q4_k, 12, 1, 0, MATMUL)                                                                                    \
+    F(q5_k, q5_k, 13, 1, 0, MATMUL)                                                                                    \
+    F(q6_k, q6_k, 14, 1, 0, MATMUL)                                                                                    \
+    F(iq4_nl, iq4_nl, 20, 1, 0, MATMUL)                                                                                \
+    F(iq4_xs, iq4_xs, 23, 1, 0, MATMUL)                                                                                \
+    F(mxfp4, mxfp4, 39, 1, 0, MATMUL)                                                                                  \
+    F(iq1_s, lut4, 19, 1, 1, MATMUL)                                                                                   \
+    F(iq1_m, lut4, 29, 1, 1, MATMUL)                                                                                   \
+    F(iq2_xxs, lut4, 16, 1, 1, MATMUL)                                                                                 \
+    F(iq2_xs, lut4, 17, 1, 1, MATMUL)                                                                                  \
+    F(iq2_s, lut4, 22, 1, 1, MATMUL)                                                                                   \
+    F(iq3_xxs, lut4, 18, 1, 1, MATMUL)                                                                                 \
+    F(iq3_s, lut4, 21, 1, 1, MATMUL)                                                                                   \
+    F(tq1_0, lut4, 34, 1, 1, MATMUL)                                                                                   \
+    F(tq2_0, lut4, 35, 1, 1, MATMUL)
+#define PLUS_ONE(...) +1
 
 /* Everything but the integer matmuls is the same where one build serves two instruction sets */
 #define TABLE(NAME, MATMUL)                                                                                            \
     {                                                                                                                  \
         .name = NAME,                                                                                                  \
-        .n_formats = 9,                                                                                                \
-        .formats =                                                                                                     \
-            {                                                                                                          \
-                FORMAT(f32, 0, 0, matmul),                                                                             \
-                FORMAT(f16, 1, 0, matmul),                                                                             \
-                FORMAT(bf16, 30, 0, matmul),                                                                           \
-                FORMAT(q4_0, 2, 1, MATMUL),                                                                            \
-                FORMAT(q4_1, 3, 1, MATMUL),                                                                            \
-                FORMAT(q5_0, 6, 1, MATMUL),                                                                            \
-                FORMAT(q8_0, 8, 1, MATMUL),                                                                            \
-                FORMAT(q4_k, 12, 1, MATMUL),                                                                           \
-                FORMAT(q6_k, 14, 1, MATMUL),                                                                           \
-            },                                                                                                         \
+        .n_formats = 0 EACH_FORMAT(PLUS_ONE, MATMUL),                                                                  \
+        .formats = {EACH_FORMAT(FORMAT, MATMUL)},                                                                      \
         .quantize_q16 = quantize_q16,                                                                                  \
         .dequantize_q16 = dequantize_q16,                                                                              \
         .rmsnorm = rmsnorm_f32,                                                                                        \

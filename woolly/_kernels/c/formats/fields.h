@@ -91,4 +91,23 @@ static void planes_to_bits(void *four) {
                      n_blocks, blocks);                                                                                 \
     }
 
+/* pack, dequantize for a format that is packed as another one, STORED, from NAME_convert: one of its blocks, to a STORED
+ * block that was zero */
+#define DEFINE_CONVERTED(NAME, STORED)                                                                                 \
+    enum { NAME##_BLOCK = STORED##_BLOCK };                                                                            \
+    static void NAME##_pack(const uint8_t *rows, int64_t row_bytes, int64_t n_rows, int64_t n_blocks, uint8_t *group) { \
+        for (int64_t b = 0; b < n_blocks; b++, group += sizeof(STORED##_group)) {                                      \
+            STORED##_block blocks[WOOLLY_GROUP] = {0};                                                                 \
+            for (int64_t r = 0; r < n_rows; r++) NAME##_convert((const NAME##_block *)(rows + r * row_bytes) + b, blocks + r); \
+            STORED##_pack((const uint8_t *)blocks, sizeof *blocks, n_rows, 1, group);                                  \
+        }                                                                                                              \
+    }                                                                                                                  \
+    static void NAME##_dequantize(const uint8_t *blocks, int64_t n_blocks, float *out) {                               \
+        for (int64_t b = 0; b < n_blocks; b++, out += STORED##_BLOCK) {                                                \
+            STORED##_block block = {0};                                                                                \
+            NAME##_convert((const NAME##_block *)blocks + b, &block);                                                  \
+            STORED##_dequantize((const uint8_t *)&block, 1, out);                                                      \
+        }                                                                                                              \
+    }
+
 #endif

@@ -1,7 +1,9 @@
-/* F32, F16, BF16: a block is one weight, a packed group is (n_k, 16). F16 and BF16 widen exactly to f32. */
+/* F32, F16, BF16: a block is one weight, a packed group is (n_k, 16). F16 and BF16 widen exactly to f32. F64 is rounded to
+ * F32 when it is packed. */
 typedef struct { float w; } f32_block;
 typedef struct { uint16_t w; } f16_block;
 typedef struct { uint16_t w; } bf16_block;
+typedef struct { double w; } __attribute__((packed)) f64_block;
 typedef struct { float w[16]; } f32_group;
 typedef struct { uint16_t w[16]; } f16_group;
 typedef struct { uint16_t w[16]; } bf16_group;
@@ -27,3 +29,5 @@ static void bf16_dequantize(const uint8_t *blocks, int64_t n_blocks, float *out)
         memcpy(out + k, &bits, 4);
     }
 }
+
+static void f64_convert(const f64_block *b, f32_block *out) { out->w = (float)b->w; }

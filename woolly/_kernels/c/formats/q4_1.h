@@ -13,7 +13,7 @@ typedef struct {
 } q4_1_group;
 
 static const woolly_field q4_1_fields[] = {{0, 2, 2, NULL, NULL}, {2, 2, 2, NULL, NULL}, {4, 16, 4, NULL, NULL}};
-enum { q4_1_BLOCK = 32, q4_1_OUTER = 1, q4_1_INNER = 1, q4_1_BIAS = 0, q4_1_HALVES = 0, q4_1_MIN = 1 };
+enum { q4_1_BLOCK = 32, q4_1_OUTER = 1, q4_1_INNER = 1, q4_1_BIAS = 0, q4_1_HALVES = 0, q4_1_MIN = MIN_32 };
 
 static INLINE vb q4_1_quants(const q4_1_group *b, int o, int i, int g) {
     (void)o, (void)i;
@@ -23,7 +23,7 @@ static INLINE vb q4_1_quants(const q4_1_group *b, int o, int i, int g) {
 static INLINE void q4_1_scales(const q4_1_group *b, int o, int i, vf *d, vf *m) {
     (void)o, (void)i;
     d[0] = vf_load_f16(b->d);
-    *m = vf_load_f16(b->m);
+    m[0] = vf_load_f16(b->m);
 }
 
 static void q4_1_dequantize(const uint8_t *blocks, int64_t n_blocks, float *out) {

@@ -16,7 +16,7 @@ typedef struct {
 
 static const woolly_field q4_k_fields[] = {
     {0, 2, 2, NULL, NULL}, {2, 2, 2, NULL, NULL}, {4, 12, 4, NULL, NULL}, {16, 128, 4, NULL, NULL}};
-enum { q4_k_BLOCK = 256, q4_k_OUTER = 2, q4_k_INNER = 4, q4_k_BIAS = 0, q4_k_HALVES = 0, q4_k_MIN = 1 };
+enum { q4_k_BLOCK = 256, q4_k_OUTER = 2, q4_k_INNER = 4, q4_k_BIAS = 0, q4_k_HALVES = 0, q4_k_MIN = MIN_32 };
 
 static INLINE vb q4_k_quants(const q4_k_group *b, int o, int i, int g) {
     vb v = vi_load(b->qs[o * 16 + (i >> 1) * 8 + g]);
@@ -42,7 +42,7 @@ static INLINE void q4_k_scales(const q4_k_group *b, int o, int i, vf *d, vf *m) 
     vf sc, mn;
     k_scales(b->scales, o, i, &sc, &mn);
     d[0] = vf_mul(vf_load_f16(b->d), sc); /* exact: 11 bits by 6 */
-    *m = vf_neg(vf_mul(vf_load_f16(b->dmin), mn));
+    m[0] = vf_neg(vf_mul(vf_load_f16(b->dmin), mn));
 }
 
 static INLINE void k_scale(const uint8_t *scales, int s, float *sc, float *mn) {

@@ -8,6 +8,7 @@ typedef vi vb;
 #define ISA_NAME "avx2"
 #define INT_RV 1
 #define INT_NC 3
+#define INT_DIRECT_RARE 1
 #define FLOAT_RV 1
 #define FLOAT_NC 6
 #define HAS_AMX 0
@@ -75,6 +76,14 @@ static INLINE void vi_store(void *p, vi x) {
     _mm256_storeu_si256((__m256i *)p, x.a);
     _mm256_storeu_si256((__m256i *)p + 1, x.b);
 }
+static INLINE vi vi_load_u8(const uint8_t *p) {
+    return VI2(_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)p)),
+               _mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i *)(p + 8))));
+}
+static INLINE vi vi_load_u16(const uint16_t *p) {
+    return VI2(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)p)),
+               _mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)(p + 8))));
+}
 static INLINE vi vi_set1(int32_t x) { return VI2(_mm256_set1_epi32(x), _mm256_set1_epi32(x)); }
 static INLINE vi vi_add(vi x, vi y) { return VI2(_mm256_add_epi32(x.a, y.a), _mm256_add_epi32(x.b, y.b)); }
 static INLINE vi vi_sub(vi x, vi y) { return VI2(_mm256_sub_epi32(x.a, y.a), _mm256_sub_epi32(x.b, y.b)); }
@@ -89,6 +98,15 @@ static INLINE void vi_store_i8(int8_t *p, vi x) {
     __m128i lo = _mm_packs_epi32(_mm256_castsi256_si128(x.a), _mm256_extracti128_si256(x.a, 1));
     __m128i hi = _mm_packs_epi32(_mm256_castsi256_si128(x.b), _mm256_extracti128_si256(x.b, 1));
     _mm_storeu_si128((__m128i *)p, _mm_packs_epi16(lo, hi));
+}
+
+static INLINE vb vb_lookup16(const uint8_t *table, vb index) {
+    __m256i t = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)table));
+    return VI2(_mm256_shuffle_epi8(t, index.a), _mm256_shuffle_epi8(t, index.b));
+}
+static INLINE vb vb_mul(vb x, vi factor) {
+    vi both = vi_or(factor, vi_sll(factor, 16));
+    return VI2(_mm256_mullo_epi16(x.a, both.a), _mm256_mullo_epi16(x.b, both.b));
 }
 
 static INLINE __m256i dot_low_x8(__m256i acc, __m256i w, __m256i x) {

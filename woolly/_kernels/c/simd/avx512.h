@@ -49,6 +49,8 @@ static INLINE vf vf_load_i8(const int8_t *p) {
 
 static INLINE vi vi_load(const void *p) { return _mm512_loadu_si512(p); }
 static INLINE void vi_store(void *p, vi a) { _mm512_storeu_si512(p, a); }
+static INLINE vi vi_load_u8(const uint8_t *p) { return _mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i *)p)); }
+static INLINE vi vi_load_u16(const uint16_t *p) { return _mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)p)); }
 static INLINE vi vi_set1(int32_t a) { return _mm512_set1_epi32(a); }
 static INLINE vi vi_add(vi a, vi b) { return _mm512_add_epi32(a, b); }
 static INLINE vi vi_sub(vi a, vi b) { return _mm512_sub_epi32(a, b); }
@@ -60,6 +62,13 @@ static INLINE vi vi_max(vi a, vi b) { return _mm512_max_epi32(a, b); }
 #define vi_srl(a, n) _mm512_srli_epi32(a, n)
 #define vi_sll(a, n) _mm512_slli_epi32(a, n)
 static INLINE void vi_store_i8(int8_t *p, vi a) { _mm_storeu_si128((__m128i *)p, _mm512_cvtepi32_epi8(a)); }
+
+static INLINE vb vb_lookup16(const uint8_t *table, vb index) {
+    return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)table)), index);
+}
+static INLINE vb vb_mul(vb a, vi factor) {
+    return _mm512_mullo_epi16(a, _mm512_or_si512(factor, _mm512_slli_epi32(factor, 16)));
+}
 
 static INLINE vi dot_low(vi acc, vb w, const int8_t *x) {
     int32_t four;

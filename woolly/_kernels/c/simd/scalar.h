@@ -14,6 +14,7 @@ typedef uint32_t vu __attribute__((vector_size(64)));
 #define ISA_NAME "scalar"
 #define INT_RV 1
 #define INT_NC 2
+#define INT_DIRECT_RARE 1
 #define FLOAT_RV 1
 #define FLOAT_NC 2
 #define HAS_AMX 0
@@ -98,6 +99,16 @@ static INLINE vf vf_load_i8(const int8_t *p) {
 
 static INLINE vi vi_load(const void *p) { vi v; memcpy(&v, p, 64); return v; }
 static INLINE void vi_store(void *p, vi v) { memcpy(p, &v, 64); }
+static INLINE vi vi_load_u8(const uint8_t *p) {
+    vi v;
+    LANES(i) v[i] = p[i];
+    return v;
+}
+static INLINE vi vi_load_u16(const uint16_t *p) {
+    vi v;
+    LANES(i) v[i] = p[i];
+    return v;
+}
 static INLINE vi vi_set1(int32_t x) { return x - (vi){0}; }
 static INLINE vi vi_add(vi x, vi y) { return (vi)((vu)x + (vu)y); }
 static INLINE vi vi_sub(vi x, vi y) { return (vi)((vu)x - (vu)y); }
@@ -112,6 +123,16 @@ static INLINE vi vi_max(vi x, vi y) { return vi_select(x > y, x, y); }
 static INLINE void vi_store_i8(int8_t *p, vi v) {
     LANES(i) p[i] = (int8_t)(v[i] < -128 ? -128 : v[i] > 127 ? 127 : v[i]);
 }
+
+/* each byte of index, of 0 .. 15, through a table of 16 */
+static INLINE vb vb_lookup16(const uint8_t *table, vb index) {
+    uint8_t bytes[64];
+    vi_store(bytes, index);
+    for (int i = 0; i < 64; i++) bytes[i] = table[bytes[i]];
+    return vi_load(bytes);
+}
+/* the bytes of each row times its factor; no product passes 255 */
+static INLINE vb vb_mul(vb x, vi factor) { return (vb)((vu)x * (vu)factor); }
 
 /* acc[r] += sum over i of w[4 r + i] x[i]: unsigned weights of at most 127, signed activations */
 static INLINE vi dot_low(vi acc, vb w, const int8_t *x) {
