@@ -27,8 +27,9 @@ is_x86 = platform.machine().lower() in ("x86_64", "amd64")
 isas = X86_ISAS if is_x86 else OTHER_ISAS
 
 # -ffp-contract=off: an fma happens where the source says so, on every instruction set alike.
-# -fno-ivopts, -g0: on these unrolled loops both passes take minutes, for nothing that was measured.
+# -fno-ivopts, -g0, max-combine-insns: on these unrolled loops the passes take minutes, for nothing that was measured.
 C_FLAGS = ["-std=gnu11", "-O3", "-g0", "-fno-ivopts", "-ffp-contract=off", "-fno-math-errno", "-fvisibility=hidden"]
+C_FLAGS += ["--param", "max-combine-insns=2"]
 C_FLAGS += ["-fPIC", "-Wall", "-Wextra", "-Wno-psabi", "-Wno-unknown-pragmas"]
 headers = sorted(str(path) for path in KERNELS.glob("c/**/*.h"))
 depends = {"": headers}

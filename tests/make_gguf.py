@@ -57,10 +57,10 @@ RANDOM_BLOCKS = {
     "mxfp4": RandomBlock((0,), (1,), (1, 17), 5.9, scale_kind="e8m0"),  # d t[q], t in -12..12
     "iq1_s": RandomBlock((0,), (1,), (2, 50), 7.2),  # d s (q + 1/8 or - 1/8), s in 1..15, q in -1..1
     "iq1_m": RandomBlock((48,), (1,), (0, 48), 7.2, scale_kind="f16 in 4"),  # the same
-    "iq2_xxs": RandomBlock((0,), (1,), (2, 66), 54.5),  # d (s + 1/2) q / 4, s in 0..15, q one of 8, 25, 43 or minus that
+    "iq2_xxs": RandomBlock((0,), (1,), (2, 66), 54.5),  # d (s + 1/2) q / 4, s in 0..15, ±q one of 8, 25, 43
     "iq2_xs": RandomBlock((0,), (1,), (2, 74), 56),
     "iq2_s": RandomBlock((0,), (1,), (2, 82), 56.5),
-    "iq3_xxs": RandomBlock((0,), (1,), (2, 98), 142),  # d (s + 1/2) q / 2, q one of eight from 4 to 62, or minus that
+    "iq3_xxs": RandomBlock((0,), (1,), (2, 98), 142),  # d (s + 1/2) q / 2, ±q one of eight from 4 to 62
     "iq3_s": RandomBlock((0,), (1,), (2, 110), 140),  # d (2 s + 1) q, q in -15..15, odd
     "tq1_0": RandomBlock((52,), (1,), (0, 52), 0.82),  # d q, q in -1..1
     "tq2_0": RandomBlock((64,), (1,), (0, 64), 1.22),  # d q, q in -1..2

@@ -16,7 +16,7 @@ import reference
 import strategies as sts
 from hypothesis import given
 from hypothesis import strategies as st
-from make_gguf import FLOATS, RANDOM_BLOCKS
+from make_gguf import FLOATS, RANDOM_BLOCKS, random_blocks
 from strategies import MatmulCase
 
 from woolly._kernels import (
@@ -203,6 +203,20 @@ def test_dequantize_is_the_published_one(isa: str, name: str, n_rows: int, n_blo
     assert (values.dtype, values.shape) == (np.float32, (n_rows, n_blocks * sts.block_shape(name)[0]))
     if raw.size:
         assert values.tobytes() == reference.dequantize(raw, name).tobytes()
+
+
+@pytest.mark.parametrize("name", sts.QUANTISED_FORMATS)
+def test_dequantize_of_extreme_scales(isa: str, name: str) -> None:
+    """The largest, the least and subnormal scales, of either sign; of those in powers of two every one."""
+    rng = np.random.default_rng(11)
+    most = 65504 / max(map(abs, RANDOM_BLOCKS[name].scale_ratios))
+    scales = rng.choice(np.array([most, 2.0**-14, 2.0**-24, 1023 * 2.0**-24, 0.0]), (6, 8))
+    raw = random_blocks(rng, name, 6, 8, np.copysign(scales, rng.choice((-1, 1), (6, 8))).astype(np.float16))
+    if name == "mxfp4":
+        raw = np.resize(raw, (256, raw.shape[1]))
+        raw[:, 0] = np.arange(256)
+    with np.errstate(over="ignore"):
+        assert dequantize(raw, name).tobytes() == reference.dequantize(raw, name).tobytes()
 
 
 @each_format

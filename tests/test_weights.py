@@ -12,7 +12,7 @@ from woolly.gguf_file import GGUFFile
 from woolly.weights import Weights
 
 
-@pytest.mark.parametrize("name", ["f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0"])
+@pytest.mark.parametrize("name", ["f32", "f16", "bf16", "q8_0", "q4_0", "q4_1", "q5_0", "f64"])
 def test_matrices_are_packed_and_counted(tmp_path, name: str) -> None:
     path = write_tiny_llama(tmp_path / "tiny.gguf", dtype=name)
     stored = {t.name: t for t in gguf.GGUFReader(path).tensors}
@@ -24,7 +24,8 @@ def test_matrices_are_packed_and_counted(tmp_path, name: str) -> None:
     assert (matrix.shape, matrix.format) == ((64, 128), name)
     assert matrix.dequantize().tobytes() == reference.dequantize(tensor.data, tensor.tensor_type).tobytes()
     np.testing.assert_array_equal(vector, stored["output_norm.weight"].data)
-    assert weights.nbytes == matrix.nbytes + vector.nbytes == 64 * row_bytes(name, 128) + 256
+    stored_as = "f32" if name == "f64" else name
+    assert weights.nbytes == matrix.nbytes + vector.nbytes == 64 * row_bytes(stored_as, 128) + 256
 
 
 def test_missing_and_misshapen_tensors_are_refused(tmp_path) -> None:
@@ -43,11 +44,15 @@ def test_missing_and_misshapen_tensors_are_refused(tmp_path) -> None:
         assert weights.nbytes == 0
 
 
-def test_formats_without_kernels_are_refused(tmp_path) -> None:
-    path = tmp_path / "nvfp4.gguf"
-    path.write_bytes(GGUFBuilder().tensor("w", [64, 2], 40, bytes(72)).build())
+@pytest.mark.parametrize(
+    ("name", "ggml_type", "n_bytes"),
+    [("nvfp4", 40, 72), ("i8", 24, 128), ("i16", 25, 256), ("i32", 26, 512), ("i64", 27, 1024)],
+)
+def test_formats_without_kernels_are_refused(tmp_path, name: str, ggml_type: int, n_bytes: int) -> None:
+    path = tmp_path / "odd.gguf"
+    path.write_bytes(GGUFBuilder().tensor("w", [64, 2], ggml_type, bytes(n_bytes)).build())
     with GGUFFile.open(path) as file:
-        message = r"nvfp4.gguf: tensor 'w' is stored as nvfp4, which has no kernels yet; those that have: f32, f16"
+        message = rf"odd.gguf: tensor 'w' is stored as {name}, which has no kernels yet; those that have: f32, f16"
         with pytest.raises(UnsupportedFormatError, match=message):
             Weights(file).matrix("w", (2, 64))
 

@@ -127,7 +127,9 @@ def _add_kernel_options(mode: argparse.ArgumentParser, *, is_short: bool) -> Non
     formats = ["f32", "q8_0", "q4_0", "q4_k"] if is_short else None
     columns, contexts = ([1, 64], [1024]) if is_short else ([1, 4, 16, 64, 256], [128, 1024, 4096])
     mode.add_argument("--sizes", metavar="NAMES", type=_names, default=["small"], help="of models; default: small")
-    mode.add_argument("--formats", metavar="NAMES", type=_names, default=formats, help="default: all that have kernels of their own")
+    mode.add_argument(
+        "--formats", metavar="NAMES", type=_names, default=formats, help="default: all that have kernels of their own"
+    )
     mode.add_argument("--columns", metavar="N,N", type=_numbers, default=columns, help="tokens at a time")
     mode.add_argument("--contexts", metavar="N,N", type=_numbers, default=contexts, help="of attention, in tokens")
 

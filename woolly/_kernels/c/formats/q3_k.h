@@ -19,11 +19,9 @@ static const woolly_field q3_k_fields[] = {
 enum { q3_k_BLOCK = 256, q3_k_OUTER = 2, q3_k_INNER = 4, q3_k_BIAS = 4, q3_k_HALVES = 1, q3_k_MIN = 0 };
 
 static INLINE vb q3_k_quants(const q3_k_group *b, int o, int i, int g) {
-    vb low = vi_load(b->qs[o * 8 + g]), high = vi_load(b->hmask[g]);
-    low = vi_and(vi_srl(low, 2 * i), vi_set1(0x03030303));
-    if (o) high = vi_srl(high, 4);
-    high = i < 3 ? vi_sll(high, 2 - i) : vi_srl(high, 1);
-    return vi_or(low, vi_and(high, vi_set1(0x04040404)));
+    vb v = vi_load(b->qs[o * 8 + g]), bit = vi_set1((int32_t)(0x01010101u << i << 4 * o));
+    v = vi_and(vi_srl(v, 2 * i), vi_set1(0x03030303));
+    return vb_add_where(v, vi_load(b->hmask[g]), bit, vi_set1(0x04040404));
 }
 
 /* sc - 32 of sub-block 8 o + j */

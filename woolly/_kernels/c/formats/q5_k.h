@@ -24,10 +24,9 @@ static const woolly_field q5_k_fields[] = {{0, 2, 2, NULL, NULL},
 enum { q5_k_BLOCK = 256, q5_k_OUTER = 2, q5_k_INNER = 4, q5_k_BIAS = 0, q5_k_HALVES = 0, q5_k_MIN = MIN_32 };
 
 static INLINE vb q5_k_quants(const q5_k_group *b, int o, int i, int g) {
-    vb low = vi_load(b->qs[o * 16 + (i >> 1) * 8 + g]), high = vi_load(b->qh[g]);
-    low = vi_and(i & 1 ? vi_srl(low, 4) : low, vi_set1(0x0f0f0f0f));
-    high = o ? vi_srl(high, i) : vi_sll(high, 4 - i);
-    return vi_or(low, vi_and(high, vi_set1(0x10101010)));
+    vb v = vi_load(b->qs[o * 16 + (i >> 1) * 8 + g]), bit = vi_set1((int32_t)(0x01010101u << i << 4 * o));
+    v = vi_and(i & 1 ? vi_srl(v, 4) : v, vi_set1(0x0f0f0f0f));
+    return vb_add_where(v, vi_load(b->qh[g]), bit, vi_set1(0x10101010));
 }
 
 static INLINE void q5_k_scales(const q5_k_group *b, int o, int i, vf *d, vf *m) {

@@ -108,6 +108,12 @@ static INLINE vb vb_mul(vb x, vi factor) {
     vi both = vi_or(factor, vi_sll(factor, 16));
     return VI2(_mm256_mullo_epi16(x.a, both.a), _mm256_mullo_epi16(x.b, both.b));
 }
+static INLINE __m256i add_where_x8(__m256i x, __m256i bits, __m256i mask, __m256i value) {
+    return _mm256_add_epi8(x, _mm256_and_si256(_mm256_cmpeq_epi8(_mm256_and_si256(bits, mask), mask), value));
+}
+static INLINE vb vb_add_where(vb x, vb bits, vb mask, vb value) {
+    return VI2(add_where_x8(x.a, bits.a, mask.a, value.a), add_where_x8(x.b, bits.b, mask.b, value.b));
+}
 
 static INLINE __m256i dot_low_x8(__m256i acc, __m256i w, __m256i x) {
     return _mm256_add_epi32(acc, _mm256_madd_epi16(_mm256_maddubs_epi16(w, x), _mm256_set1_epi16(1)));

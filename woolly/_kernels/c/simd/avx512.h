@@ -69,6 +69,9 @@ static INLINE vb vb_lookup16(const uint8_t *table, vb index) {
 static INLINE vb vb_mul(vb a, vi factor) {
     return _mm512_mullo_epi16(a, _mm512_or_si512(factor, _mm512_slli_epi32(factor, 16)));
 }
+static INLINE vb vb_add_where(vb a, vb bits, vb mask, vb value) {
+    return _mm512_mask_add_epi8(a, _mm512_test_epi8_mask(bits, mask), a, value);
+}
 
 static INLINE vi dot_low(vi acc, vb w, const int8_t *x) {
     int32_t four;

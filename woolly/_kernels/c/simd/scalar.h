@@ -10,6 +10,7 @@ typedef float vf __attribute__((vector_size(64)));
 typedef int32_t vi __attribute__((vector_size(64)));
 typedef vi vb;
 typedef uint32_t vu __attribute__((vector_size(64)));
+typedef uint8_t vu8 __attribute__((vector_size(64)));
 
 #define ISA_NAME "scalar"
 #define INT_RV 1
@@ -133,6 +134,10 @@ static INLINE vb vb_lookup16(const uint8_t *table, vb index) {
 }
 /* the bytes of each row times its factor; no product passes 255 */
 static INLINE vb vb_mul(vb x, vi factor) { return (vb)((vu)x * (vu)factor); }
+/* x, plus value in the bytes whose bit of mask is set in bits; mask has one bit a byte */
+static INLINE vb vb_add_where(vb x, vb bits, vb mask, vb value) {
+    return (vb)((vu8)x + ((vu8)value & (vu8)(((vu8)bits & (vu8)mask) != 0)));
+}
 
 /* acc[r] += sum over i of w[4 r + i] x[i]: unsigned weights of at most 127, signed activations */
 static INLINE vi dot_low(vi acc, vb w, const int8_t *x) {
