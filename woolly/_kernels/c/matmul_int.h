@@ -38,8 +38,6 @@ static INLINE vi dot4(int bias, vi acc, vb w, const int8_t *x) {
     return bias == 128 ? dot_full(acc, w, x) : dot_low(acc, w, x);
 }
 
-#define MIN_32 1 /* a minimum for each block of 32 */
-#define MIN_16 2 /* one for each half of it */
 
 /* What the minima of a block add to its scaled dot product: m sum(x), sums of halves from corr16 = -128 sum(x) */
 static INLINE vf min_term(int min, const vf *m, const float *sum, const int32_t *corr16) {

@@ -9,6 +9,10 @@
 #include "../kernels.h"
 #include "../simd/simd.h"
 
+/* what a format's MIN may be, besides 0 */
+#define MIN_32 1 /* a minimum for each block of 32 weights */
+#define MIN_16 2 /* one for each half of it */
+
 typedef struct {
     int offset;                  /* of the field in a GGUF block */
     int bytes;                   /* its length */
