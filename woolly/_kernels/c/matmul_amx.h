@@ -77,7 +77,8 @@ static INLINE AMX void amx_tile_cols(int halves, int min, int n_cols, const int_
         post.d[0] = vf_load(tile->d[done_b][done_v][0]);
         post.d[1] = halves ? vf_load(tile->d[done_b][done_v][1]) : vf_load(tile->d[done_b][1][0]);
         for (int v2 = 0; v2 < 2; v2++)
-            for (int half = 0; half < 2; half++) post.m[v2][half] = min > half ? vf_load(tile->m[done_b][v2][half]) : post.d[0];
+            for (int half = 0; half < 2; half++) /* as many minima as min says: 0, 1 or 2 */
+                post.m[v2][half] = min > half ? vf_load(tile->m[done_b][v2][half]) : post.d[0];
         if (is_tile) {
             _tile_zero(0);
             _tile_zero(1);

@@ -2,9 +2,11 @@
  *
  *   out[c][r] = sum over blocks b, ascending, of (d[r][b] dot(q[r][b], x[c][b]) + m[r][b] sum(x[c][b])) dx[c][b]
  *
+ * (formats with a scale or a minimum for 16 weights have two terms of that kind in a block).
+ *
  * x = 256 hi + lo, so a dot product is two of int8: over hi, shifted by 8 bits, and on over lo. They are exact in int32;
  * each block then adds one fma to the element's chain in f32. A lane is a row, so neither k nor a sum is ever split. Up to
- * four columns are computed from the packed blocks as they stream by; for more, a tile of INT_RV groups of rows is
+ * DIRECT columns are computed from the packed blocks as they stream by; for more, a tile of INT_RV groups of rows is
  * unpacked to bytes once and used by all columns.
  */
 #ifndef WOOLLY_MATMUL_INT_H
@@ -38,8 +40,7 @@ static INLINE vi dot4(int bias, vi acc, vb w, const int8_t *x) {
     return bias == 128 ? dot_full(acc, w, x) : dot_low(acc, w, x);
 }
 
-
-/* What the minima of a block add to its scaled dot product: m sum(x), sums of halves from corr16 = -128 sum(x) */
+/* What the minima of a block add to its scaled dot product: m sum(x), or the same over its halves from corr16 = -128 sum(x) */
 static INLINE vf min_term(int min, const vf *m, const float *sum, const int32_t *corr16) {
     if (min == 0) return vf_set1(0);
     if (min == MIN_32) return vf_mul(m[0], vf_set1(*sum));
