@@ -131,9 +131,9 @@ def test_a_format_without_kernels_is_refused(tmp_path: Path) -> None:
     entry = b"blk.0.attn_q.weight" + np.uint32(2).tobytes() + np.uint64([64, 64]).tobytes()
     raw = path.read_bytes()
     assert entry + np.uint32(6).tobytes() in raw
-    path.write_bytes(raw.replace(entry + np.uint32(6).tobytes(), entry + np.uint32(20).tobytes()))  # IQ4_NL
+    path.write_bytes(raw.replace(entry + np.uint32(6).tobytes(), entry + np.uint32(40).tobytes()))  # NVFP4
     with pytest.raises(
-        UnsupportedFormatError, match=r"'blk\.0\.attn_q\.weight' is stored as iq4_nl, which has no kern"
+        UnsupportedFormatError, match=r"'blk\.0\.attn_q\.weight' is stored as nvfp4, which has no kern"
     ):
         woolly.load_gguf(path)
 

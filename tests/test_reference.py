@@ -37,7 +37,7 @@ def test_random_rows_have_the_deviation_asked_for(name: str) -> None:
     raw = make_gguf.random_rows(np.random.default_rng(0), name, 64, 512, std=0.05)
     values = reference.dequantize(raw, name)
     assert values.std() == pytest.approx(0.05, rel=0.05)
-    assert abs(values.mean()) < 0.002
+    assert abs(values.mean()) < 0.004
 
 
 def test_row_that_is_no_whole_block_is_refused() -> None:
