@@ -186,7 +186,9 @@ def rope_f32(const float[:, :, ::1] x not None, const float[:, ::1] cos not None
 
 
 def quantize_q16(const float[:, ::1] x not None, /):
-    """Quantise activations to 16 bits per 32 values: q = 256 hi + lo = round(32639 x / max|x|), d = max|x| / 32639.
+    """Quantise activations to 16 bits per 32 values: q = 256 hi + lo = round(x / d).
+
+    d is the least power of two that keeps |q| within 32639, so that products with it are exact.
 
     Parameters
     ----------
@@ -204,8 +206,8 @@ def quantize_q16(const float[:, ::1] x not None, /):
 
     Notes
     -----
-    Rounds half to even; the lower digit is never -128, such a q is one more. A block whose maximum is at most 1e-33
-    becomes zero; one that holds a NaN or an infinity gets that as its scale, so that it cannot go unnoticed.
+    Rounds half to even; the lower digit is never -128, such a q is one more. A block whose maximum is below 1e-32
+    becomes zero; one that holds a NaN or a magnitude of 2^100 or more gets NaN as its scale, so that it cannot go unnoticed.
     """
     cdef int64_t n = x.shape[1], t, stride = woolly_q16_stride(n)
     if n % WOOLLY_QBLOCK:
