@@ -47,11 +47,11 @@ def dequantize(raw: npt.NDArray[np.uint8], ggml_type: str | gguf.GGMLQuantizatio
 def quantize_activations(x: npt.ArrayLike) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
     """Quantise rows to 16 bits with one scale per 32 values: q = round_half_even(x / d).
 
-    d is the least power of two that keeps |q| within 32639. q is written in two int8 digits, q = 256 hi + lo, and -128 is
-    no lower digit: such a q is one more.
+    d is the least power of two that keeps |q| within 32639. q is written in two int8 digits, q = 256 hi + lo, and -128
+    is no lower digit: such a q is one more.
 
-    x : (..., k), k a multiple of 32. Returns q int32 (..., k) and d float32 (..., k / 32). A block whose absmax is below
-    1e-32 gives zeros.
+    x : (..., k), k a multiple of 32. Returns q int32 (..., k) and d float32 (..., k / 32). A block whose absmax is
+    below 1e-32 gives zeros.
     """
     x = np.asarray(x, np.float64)
     blocks = x.reshape(*x.shape[:-1], x.shape[-1] // ACTIVATION_BLOCK, ACTIVATION_BLOCK)

@@ -132,9 +132,7 @@ def test_a_format_without_kernels_is_refused(tmp_path: Path) -> None:
     raw = path.read_bytes()
     assert entry + np.uint32(6).tobytes() in raw
     path.write_bytes(raw.replace(entry + np.uint32(6).tobytes(), entry + np.uint32(40).tobytes()))  # NVFP4
-    with pytest.raises(
-        UnsupportedFormatError, match=r"'blk\.0\.attn_q\.weight' is stored as nvfp4, which has no kern"
-    ):
+    with pytest.raises(UnsupportedFormatError, match=r"'blk\.0\.attn_q\.weight' is stored as nvfp4, which has no kern"):
         woolly.load_gguf(path)
 
 

@@ -11,7 +11,8 @@ from libc.stdlib cimport free, malloc
 
 from woolly._kernels.dispatch cimport active
 from woolly._kernels.kernels cimport (
-    WOOLLY_BF16_LEAST_COLS, WOOLLY_GROUP, woolly_bf16_bytes, woolly_format, woolly_kernels, woolly_matmul_args, woolly_q16_stride,
+    WOOLLY_BF16_LEAST_COLS, WOOLLY_GROUP, woolly_bf16_bytes, woolly_format, woolly_kernels, woolly_matmul_args,
+    woolly_q16_stride,
 )
 
 from woolly._kernels.dispatch import format_index

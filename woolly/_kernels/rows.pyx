@@ -207,7 +207,8 @@ def quantize_q16(const float[:, ::1] x not None, /):
     Notes
     -----
     Rounds half to even; the lower digit is never -128, such a q is one more. A block whose maximum is below 1e-32
-    becomes zero; one that holds a NaN or a magnitude of 2^100 or more gets NaN as its scale, so that it cannot go unnoticed.
+    becomes zero; one that holds a NaN or a magnitude of 2^100 or more gets NaN as its scale, so that it
+    cannot go unnoticed.
     """
     cdef int64_t n = x.shape[1], t, stride = woolly_q16_stride(n)
     if n % WOOLLY_QBLOCK:
