@@ -225,7 +225,11 @@ class Vocabulary:
         bos = kind.add_bos if self.pretokenizer is None else self.pretokenizer.add_bos
         self.add_bos = _adds(keys, "bos", self.bos_id, bos)
         self.add_eos = _adds(keys, "eos", self.eos_id, kind.add_eos)
-        self.add_sep = _adds(keys, "sep", self.sep_id, kind.add_sep)
+        # The separator follows a single text in BERT only, in whose files EOS is the separator again. Elsewhere
+        # add_sep_token is about pairs of texts.
+        self.add_sep = kind.add_sep and _adds(keys, "sep", self.sep_id, True)
+        if self.add_sep and self.eos_id == self.sep_id:
+            self.add_eos = False
         if self.kind == "gemma4":
             # Files say false by mistake, and the model needs it.
             self.add_bos = self.bos_id is not None
