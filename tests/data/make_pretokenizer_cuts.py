@@ -1,7 +1,8 @@
 """Writes pretokenizer_cuts.json: where llama.cpp cuts a text into words, for each name of `tokenizer.ggml.pre`.
 
 Run as `python tests/data/make_pretokenizer_cuts.py`. Needs xllamacpp, which holds llama.cpp's C functions. It looks
-for the places of the cuts one by one: two bytes merge, in a vocabulary with no other merge, unless a cut is between them.
+for the places of the cuts one by one: two bytes merge, in a vocabulary with no other merge, unless there is a cut
+between them.
 """
 
 from __future__ import annotations
