@@ -68,9 +68,12 @@ def conversations():
         yield system + TOOL_TURNS[:n_turns]
 
 
+THINKING = ({}, {"enable_thinking": False}, {"enable_thinking": True, "thinking": True, "reasoning_effort": "high"})
+
+
 def renderings(render):
     """Every conversation with every option; a refusal counts as the text `refused`."""
-    options = itertools.product((None, [TOOL], [TOOL, TOOL]), (True, False), ({}, {"enable_thinking": False}))
+    options = itertools.product((None, [TOOL], [TOOL, TOOL]), (True, False), THINKING)
     for messages, (tools, add_generation_prompt, variables) in itertools.product(list(conversations()), list(options)):
         try:
             yield render(messages, tools=tools, add_generation_prompt=add_generation_prompt, **variables)
@@ -138,6 +141,15 @@ def test_as_transformers(path, fixed_date, monkeypatch):
     rendered = list(renderings(template.render))
     assert rendered == list(renderings(expected))
     assert len(set(rendered)) > 1
+    last = {"continue_final_message": True, "add_generation_prompt": False}
+    for messages in ([TURNS[0], {"role": "assistant", "content": said}] for said in ("Yes, ", "No", [])):
+        try:
+            text = expected(messages, **last)
+        except Exception:
+            with pytest.raises((TemplateError, ValueError)):
+                template.render(messages, **last)
+        else:
+            assert template.render(messages, **last) == text
 
 
 def test_gemma_golden():
@@ -327,3 +339,55 @@ def test_only_json_data_reaches_the_template(options, message):
 def test_tuples_are_lists():
     message = {"role": "user", "content": "Hi", "extra": ({"a": (1, 2)},)}
     assert ChatTemplate("{{ messages[0].extra | tojson }}").render((message,)) == '[{"a": [1, 2]}]'
+
+
+def test_empty_fields_are_left_out():
+    message = {"role": "assistant", "content": None, "name": None, "tool_calls": [TOOL_CALL]}
+    template = ChatTemplate("{{ messages[0] | list }}")
+    assert template.render([message]) == "['role', 'tool_calls']"
+
+
+# --- continuing the last message ---
+
+SAID = [*HI, {"role": "assistant", "content": "Yes, ", "thinking": "So"}]
+
+
+@pytest.mark.parametrize(
+    ("source", "continued", "expected"),
+    [
+        ("{% for m in messages %}[{{ m.content }}]{% endfor %}", True, "[Hi][Yes, "),
+        ("{% for m in messages %}[{{ m.content | trim }}]{% endfor %}", True, "[Hi][Yes,"),
+        ("{% for m in messages %}[{{ m.thinking }}|{{ m.content }}]{% endfor %}", "reasoning_content", "[|Hi][So"),
+        ("{{ messages[0].content }}{{ add_generation_prompt }}", False, "HiTrue"),
+        ("{{ messages[1].content }}{{ add_generation_prompt }}", True, "Yes, "),
+    ],
+)
+def test_the_last_message_is_continued(source, continued, expected):
+    assert ChatTemplate(source).render(SAID, continue_final_message=continued) == expected
+
+
+def test_the_last_text_part_is_continued():
+    said = {"role": "assistant", "content": [{"text": "a"}, {"text": "b"}, {"type": "image"}]}
+    template = ChatTemplate("{% for part in messages[0].content %}{{ part.text }};{% endfor %}")
+    assert template.render([said], continue_final_message=True) == "a;b"
+
+
+@pytest.mark.parametrize(
+    ("messages", "options", "kind", "message"),
+    [
+        (SAID, {"add_generation_prompt": True}, ValueError, "add_generation_prompt begins a new message"),
+        (SAID, {"continue_final_message": "name"}, ValueError, "the last message has no name to continue"),
+        (SAID, {"continue_final_message": "thinking"}, ValueError, "the chat template does not read thinking"),
+        ([{"role": "user", "content": [{"image": "x"}]}], {}, ValueError, "has no text to continue"),
+        ([*SAID, {"role": "tool", "content": "x"}], {}, TemplateError, "it leaves out the last message"),
+    ],
+)
+def test_what_cannot_be_continued(messages, options, kind, message):
+    template = ChatTemplate("{{ messages[0].content }}{% if messages[1] %}{{ messages[1].content }}{% endif %}")
+    with pytest.raises(kind, match=message):
+        template.render(messages, **{"continue_final_message": True, **options})
+
+
+def test_variables_that_a_template_reads():
+    template = ChatTemplate("{% set a = b %}{% for m in messages %}{{ raise_exception(style) }}{% endfor %}{{ a }}")
+    assert template.variables == {"b", "messages", "style"}

@@ -159,6 +159,8 @@ class Tokenizer:
     def encode_marked(self, text: str, mark: str) -> list[int]:
         """Return the token ids of a text whose control tokens count unless they hold a mark.
 
+        BOS comes before, where the file asks for it and the text has none. Nothing comes after: it is to be continued.
+
         Parameters
         ----------
         text
@@ -173,12 +175,17 @@ class Tokenizer:
                 ids.append(part)
             else:
                 ids += self._model.encode(self._normalize(part.replace(mark, "")))
-        return self._framed(ids)
+        return self._begun(ids)
 
-    def _framed(self, ids: list[int]) -> list[int]:
-        """Ids with BOS, SEP and EOS as the file asks; BOS is never doubled."""
+    def _begun(self, ids: list[int]) -> list[int]:
+        """Ids with BOS as the file asks; it is never doubled."""
         if self.add_bos and (not ids or ids[0] != self.bos_id):
             ids.insert(0, self.bos_id)
+        return ids
+
+    def _framed(self, ids: list[int]) -> list[int]:
+        """Ids with BOS, SEP and EOS as the file asks."""
+        self._begun(ids)
         if self.add_sep:
             ids.append(self.sep_id)
         if self.add_eos:
