@@ -56,7 +56,7 @@ NARROW = {
     "metadata": {"errors", "_kernels.scan"},
     "pretokenizers": {"errors"},
     "subwords": {"errors", "pretokenizers"},
-    "vocabulary": {"errors", "pretokenizers", "subwords"},
+    "vocabulary": {"errors", "pretokenizers", "subwords", "_kernels.scan"},
     "tokenizer": {"errors", "vocabulary", "subwords", "gguf_file"},
     "chat": {"errors"},
     "prompts": {"errors", "chat", "tokenizer"},

@@ -620,6 +620,7 @@ def broken(**keys: object) -> dict[str, object]:
         (broken(merges=None), GGUFError, "tokenizer.ggml.merges is missing"),
         (broken(merges=["h e", "h o"]), GGUFError, "merges has 'h o' as number 1, expected the two parts of a token"),
         (broken(merges=["he"]), GGUFError, "merges has 'he' as number 0, expected the two parts of a token"),
+        (broken(merges=["h e", "h  e"]), GGUFError, "merges has 'h  e' as number 1, expected the two parts"),
         (broken(eos_token_id=257), GGUFError, "eos_token_id is 257, outside the vocabulary of 257 tokens"),
         (broken(eos_token_id="2"), GGUFError, "eos_token_id is of type str, expected int"),
         (broken(add_bos_token=1), GGUFError, "add_bos_token is of type int, expected bool"),
