@@ -105,6 +105,9 @@ DEFINE_CONVERTED(tq2_0, lut4)
         .quantize_q16 = quantize_q16,                                                                                  \
         .dequantize_q16 = dequantize_q16,                                                                              \
         .rmsnorm = rmsnorm_f32,                                                                                        \
+        .layernorm = layernorm_f32,                                                                                    \
+        .act = act_f32,                                                                                                \
+        .softcap = softcap_f32,                                                                                        \
         .glu = glu_f32,                                                                                                \
         .exp = exp_f32,                                                                                                \
         .softmax = softmax_f32,                                                                                        \
