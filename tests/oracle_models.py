@@ -168,6 +168,8 @@ MODELS = {
             {"head_dim": 16, "num_key_value_heads": 1, "sliding_window": 40},
             {"attention.sliding_window": None},
         ),
+        OracleModel("qwen2", "qwen2", "Qwen2"),
+        OracleModel("qwen2-yarn", "qwen2", "Qwen2", {**HEADS_OF_80, "rope_parameters": YARN}, YARN_KEYS),
         OracleModel("qwen3", "qwen3", "Qwen3", {"head_dim": 40, "tie_word_embeddings": True}),
         OracleModel("qwen3-80", "qwen3", "Qwen3", {**HEADS_OF_80, "head_dim": 80, "tie_word_embeddings": False}),
         OracleModel("gemma", "gemma", "Gemma", {**GEMMA, "num_key_value_heads": 1}),
@@ -306,6 +308,8 @@ def layer_shapes(model: OracleModel) -> dict[str, tuple[int, ...]]:
 
 def has_bias(model: OracleModel, name: str) -> bool:
     """Whether a matrix of a layer has a bias."""
+    if model.arch == "qwen2":
+        return name[-6:] in ("q_proj", "k_proj", "v_proj")
     return model.arch == "starcoder2" or bool(model.get("attention_bias" if "attn" in name else "mlp_bias"))
 
 

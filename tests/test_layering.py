@@ -28,7 +28,7 @@ ORDER = (
     ("layers",),
     ("models.gguf_config",),
     ("models.llama",),
-    ("models.qwen3", "models.gemma", "models.phi3", "models.olmo2", "models.granite"),
+    ("models.qwen2", "models.qwen3", "models.gemma", "models.phi3", "models.olmo2", "models.granite"),
     ("models.smollm3", "models.starcoder2", "models.gemma2", "models.gemma3"),
     ("models",),
     ("engine", "pretokenizers", "chat", "sampling", "hub_hf", "terminal", "materialise"),

@@ -7,10 +7,11 @@ pass as operations. `ARCHITECTURES` is the list of those that are known.
 from types import ModuleType
 
 from woolly.errors import UnsupportedModelError
-from woolly.models import gemma, gemma2, gemma3, granite, llama, olmo2, phi3, qwen3, smollm3, starcoder2
+from woolly.models import gemma, gemma2, gemma3, granite, llama, olmo2, phi3, qwen2, qwen3, smollm3, starcoder2
 
 ARCHITECTURES: dict[str, ModuleType] = {
     "llama": llama,
+    "qwen2": qwen2,
     "qwen3": qwen3,
     "gemma": gemma,
     "gemma2": gemma2,
