@@ -173,6 +173,7 @@ MODELS = {
         OracleModel("qwen3", "qwen3", "Qwen3", {"head_dim": 40, "tie_word_embeddings": True}),
         OracleModel("qwen3-80", "qwen3", "Qwen3", {**HEADS_OF_80, "head_dim": 80, "tie_word_embeddings": False}),
         OracleModel("gemma", "gemma", "Gemma", {**GEMMA, "num_key_value_heads": 1}),
+        OracleModel("gemma-80", "gemma", "Gemma", {**HEADS_OF_80, **GEMMA, "head_dim": 80, "num_key_value_heads": 2}),
         OracleModel(
             "gemma2",
             "gemma2",
@@ -200,7 +201,9 @@ MODELS = {
                 "final_logit_softcapping": 9.0,
             },
         ),
-        OracleModel("phi3", "phi3", "Phi3", {"sliding_window": 50}, {"attention.sliding_window": None}),
+        OracleModel(
+            "phi3", "phi3", "Phi3", {"sliding_window": 50, "num_key_value_heads": 1}, {"attention.sliding_window": None}
+        ),
         OracleModel(
             "phi3-short-factors",
             "phi3",
@@ -222,6 +225,7 @@ MODELS = {
             {"rope.scaling.attn_factor": None, "rope.scaling.original_context_length": None},
         ),
         OracleModel("olmo2", "olmo2", "Olmo2"),
+        OracleModel("olmo2-80", "olmo2", "Olmo2", HEADS_OF_80),
         OracleModel(
             "olmo3",
             "olmo2",
@@ -236,6 +240,9 @@ MODELS = {
         OracleModel("granite", "granite", "Granite", GRANITE, GRANITE_KEYS),
         OracleModel("granite-biases", "granite", "Granite", {**GRANITE, **HEADS_OF_80, "attention_bias": True}),
         OracleModel("smollm3", "smollm3", "SmolLM3", {"num_hidden_layers": 5, "tie_word_embeddings": True}),
+        OracleModel(
+            "smollm3-80", "smollm3", "SmolLM3", {**HEADS_OF_80, "num_hidden_layers": 4, "tie_word_embeddings": False}
+        ),
         OracleModel(
             "starcoder2",
             "starcoder2",

@@ -11,7 +11,7 @@ from woolly.config import ModelConfig, RopeScaling
 from woolly.errors import GGUFError, UnsupportedModelError
 from woolly.metadata import Metadata, show
 
-MAX_LAYERS = 256
+MAX_LAYERS = 192  # times 21, more operations than a layer has, is what a program holds
 MAX_SIZE = 1 << 24  # of a hidden, intermediate or context size
 MAX_HEAD_DIM = 1024
 MAX_SCALE = 1e6
