@@ -90,6 +90,19 @@ def rmsnorm(x: npt.ArrayLike, weight: npt.ArrayLike, *, eps: float) -> Array:
     return np.asarray(weight, np.float64) * (x / np.sqrt(mean_square + eps))
 
 
+def layernorm(x: npt.ArrayLike, weight: npt.ArrayLike, bias: npt.ArrayLike, *, eps: float) -> Array:
+    """weight · (x - mean(x)) / sqrt(var(x) + eps) + bias along the last axis: x (..., k), weight and bias (k,)."""
+    x = np.asarray(x, np.float64)
+    centred = x - x.mean(axis=-1, keepdims=True)
+    variance = np.mean(centred * centred, axis=-1, keepdims=True)
+    return np.asarray(weight, np.float64) * (centred / np.sqrt(variance + eps)) + np.asarray(bias, np.float64)
+
+
+def softcap(x: npt.ArrayLike, cap: float) -> Array:
+    """cap · tanh(x / cap), elementwise."""
+    return cap * np.tanh(np.asarray(x, np.float64) / cap)
+
+
 def rope(
     x: npt.ArrayLike,
     positions: npt.ArrayLike,

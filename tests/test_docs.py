@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from oracle_models import MODELS
 
 from woolly import cli
 from woolly._kernels import PackedMatrix, compiled_isas, converted_formats, kernel_formats
@@ -42,6 +44,9 @@ def test_formats():
 
 def test_architectures():
     assert first_column("Architectures") == list(ARCHITECTURES)
+    for arch, _, checked in table("Architectures"):
+        counts = Counter(model.hf_class for model in MODELS.values() if model.arch == arch)
+        assert checked == ", ".join(f"{count} × {name}" for name, count in counts.items())
 
 
 def test_tokenizers():

@@ -103,15 +103,15 @@ def test_missing_misshapen_and_unknown_tensors_are_refused(tmp_path: Path, arch:
 
 
 def test_tensors_that_have_no_place_are_refused(tmp_path: Path) -> None:
-    class WithBias(gguf.GGUFWriter):
+    class WithNorm(gguf.GGUFWriter):
         def write_header_to_file(self, path: Path | None = None) -> None:
-            self.add_tensor("blk.0.attn_q.bias", np.zeros(64, np.float32))
+            self.add_tensor("blk.0.attn_q_norm.weight", np.ones(16, np.float32))
             super().write_header_to_file(path)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gguf, "GGUFWriter", WithBias)
-        path = write_tiny_llama(tmp_path / "bias.gguf")
-    with pytest.raises(GGUFError, match=r"tensor 'blk.0.attn_q.bias' has no place in this architecture"):
+        patch.setattr(gguf, "GGUFWriter", WithNorm)
+        path = write_tiny_llama(tmp_path / "norm.gguf")
+    with pytest.raises(GGUFError, match=r"tensor 'blk.0.attn_q_norm.weight' has no place in this architecture"):
         woolly.load_gguf(path)
 
 

@@ -93,11 +93,17 @@ class Metadata(Mapping[str, Any]):
     As a mapping it gives Python values for scalars, numpy arrays (aligned copies) for numeric and boolean arrays, and
     a `StringArray` for arrays of strings. The accessors below also check the type: they raise `GGUFError` naming
     the key, what was expected and what the file has. A missing key returns `default` where one is given.
+
+    Attributes
+    ----------
+    asked : set of str
+        Keys that an accessor was asked for.
     """
 
     def __init__(self, path: str, entries: dict[str, Entry]) -> None:
         self._path = path
         self._entries = entries
+        self.asked: set[str] = set()
 
     def __getitem__(self, key: str) -> Any:
         return self._entries[key].value
@@ -148,6 +154,7 @@ class Metadata(Mapping[str, Any]):
             One-dimensional; integers and floats in the width that the file has.
         """
         expected = f"an array of {'' if length is None else f'{length} '}{_ARRAY_KINDS[kind]}"
+        self.asked.add(key)
         entry = self._entries.get(key)
         if entry is None:
             return self._missing(key, expected, default)
@@ -162,6 +169,7 @@ class Metadata(Mapping[str, Any]):
         return entry.value
 
     def _scalar(self, key: str, kind: type, expected: str, default: Any) -> Any:
+        self.asked.add(key)
         entry = self._entries.get(key)
         if entry is None:
             return self._missing(key, expected, default)

@@ -6,6 +6,8 @@ nothing is inflated on the way. It does not know what a tensor is for.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -54,12 +56,21 @@ class Weights:
         UnsupportedFormatError
             No kernel takes its format.
         """
-        info = self._checked(name, shape)
-        rows = self._file.tensor_bytes(name).reshape(info.shape[0], -1)
-        packed = PackedMatrix(*shape, info.format.name).pack(rows, n_threads=self._n_threads)
-        self._file.release(name)
-        self.nbytes += packed.nbytes
+        (packed,) = self.matrices(name, (shape[0],), shape[1])
         return packed
+
+    def matrices(self, name: str, n_rows: Sequence[int], n_cols: int, /) -> list[PackedMatrix]:
+        """The matrices of so many rows each that lie one below the other in the tensor `name`. Raises as `matrix`."""
+        info = self._checked(name, (sum(n_rows), n_cols))
+        rows = self._file.tensor_bytes(name).reshape(info.shape[0], -1)
+        parts, begin = [], 0
+        for n in n_rows:
+            part = PackedMatrix(n, n_cols, info.format.name)
+            parts.append(part.pack(rows[begin : begin + n], n_threads=self._n_threads))
+            self.nbytes += part.nbytes
+            begin += n
+        self._file.release(name)
+        return parts
 
     def vector(self, name: str, n: int, /) -> NDArray[np.float32]:
         """The vector `name` as float32, (n,). Raises as `matrix` does."""

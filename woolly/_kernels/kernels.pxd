@@ -82,6 +82,10 @@ cdef extern from "kernels.h" nogil:
         void (*dequantize_q16)(const uint8_t *record, int64_t n_k, float *out) noexcept nogil
         void (*bf16_of_q16)(const uint8_t *record, int64_t n_k, int64_t col, uint16_t *bf16) noexcept nogil
         void (*rmsnorm)(const float *x, const float *weight, int64_t n, float eps, float *out) noexcept nogil
+        void (*layernorm)(const float *x, const float *weight, const float *bias, int64_t n, float eps,
+                          float *out) noexcept nogil
+        void (*act)(int act, const float *x, int64_t n, float *out) noexcept nogil
+        void (*softcap)(const float *x, float cap, int64_t n, float *out) noexcept nogil
         void (*glu)(int act, const float *gate, const float *up, int64_t n, float *out) noexcept nogil
         void (*exp)(const float *x, int64_t n, float *out) noexcept nogil
         void (*softmax)(const float *x, int64_t n, float *out) noexcept nogil

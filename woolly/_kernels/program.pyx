@@ -60,6 +60,10 @@ cdef enum:
     QUANTIZE
     ROPE_STORE
     SELECT
+    LAYERNORM
+    BIAS
+    ACTIVATE
+    SOFTCAP
     MATMUL
     ATTENTION
 
@@ -105,6 +109,7 @@ cdef struct Op:
     int64_t n_kv_heads
     int64_t head_dim
     int64_t n_rot
+    int64_t width              # of the logits, where they are capped
     int64_t window
     float eps
     float factor
@@ -301,6 +306,39 @@ cdef class Program:
         op.eps = eps
         op.accumulate = accumulate
         return out
+
+    def layernorm(self, out, x, weight, bias, /, *, eps, name):
+        """out = (x - mean(x)) / sqrt(var(x) + eps) * weight + bias."""
+        self.buffer(out, self.width(x))
+        cdef Op *op = self._record(LAYERNORM, name, out)
+        op.x = self._buffers[x]
+        op.weight = self._vector(weight, self.width(x), name)
+        op.weight2 = self._vector(bias, self.width(x), name)
+        op.eps = eps
+        return out
+
+    def bias(self, x, bias, /, *, name):
+        """x += bias, the same for every token."""
+        cdef Op *op = self._record(BIAS, name, x)
+        op.x = self._buffers[x]
+        op.weight = self._vector(bias, self.width(x), name)
+        return x
+
+    def activate(self, out, x, /, *, activation, name):
+        """out = activation(x), without a gate."""
+        self.buffer(out, self.width(x))
+        cdef Op *op = self._record(ACTIVATE, name, out)
+        op.x = self._buffers[x]
+        op.activation = ACTIVATIONS[activation]
+        return out
+
+    def softcap_logits(self, cap, /, *, name="logits_softcap"):
+        """logits = cap tanh(logits / cap)."""
+        if not self._logits_width:
+            raise ValueError(f"{name}: there are no logits yet")
+        cdef Op *op = self._record(SOFTCAP, name, "logits")
+        op.factor = cap
+        op.width = self._logits_width
 
     def add(self, out, x, y, /, *, name):
         """out = x + y."""
@@ -738,6 +776,9 @@ cdef void work_rows(Run *run, const Stage *stage, woolly_tasks *tasks, float *sc
 cdef void work_row(Run *run, const Op *op, int64_t row, float *scratch) noexcept nogil:
     """One operation for one token (or, after select, one output)."""
     cdef const woolly_kernels *kernels = run.kernels
+    if op.kind == SOFTCAP:
+        kernels.softcap(run.logits + row * op.width, op.factor, op.width, run.logits + row * op.width)
+        return
     cdef const Buffer *buf = &run.buffers[op.out]
     cdef float *out = buf.data + row * buf.stride
     cdef const float *x = run.buffers[op.x].data + row * run.buffers[op.x].stride
@@ -751,6 +792,12 @@ cdef void work_row(Run *run, const Op *op, int64_t row, float *scratch) noexcept
             kernels.add(out, x, buf.width, out)
         else:
             kernels.rmsnorm(x, op.weight, buf.width, op.eps, out)
+    elif op.kind == LAYERNORM:
+        kernels.layernorm(x, op.weight, op.weight2, buf.width, op.eps, out)
+    elif op.kind == BIAS:
+        kernels.add(x, op.weight, buf.width, out)
+    elif op.kind == ACTIVATE:
+        kernels.act(op.activation, x, buf.width, out)
     elif op.kind == ADD:
         kernels.add(x, run.buffers[op.y].data + row * run.buffers[op.y].stride, buf.width, out)
     elif op.kind == SCALE:

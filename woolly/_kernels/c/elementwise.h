@@ -75,6 +75,28 @@ static void glu_f32(int act, const float *gate, const float *up, int64_t n, floa
 #undef GELU
 }
 
+static void act_f32(int act, const float *x, int64_t n, float *out) {
+#define SILU(i, LOAD, STORE, ...)                                                                                      \
+    STORE(out + i, vf_act(WOOLLY_ACT_SILU, LOAD(x + i __VA_ARGS__)) __VA_ARGS__);
+#define GELU(i, LOAD, STORE, ...)                                                                                      \
+    STORE(out + i, vf_act(WOOLLY_ACT_GELU_TANH, LOAD(x + i __VA_ARGS__)) __VA_ARGS__);
+    if (act == WOOLLY_ACT_SILU) EACH_VECTOR(n, SILU);
+    else EACH_VECTOR(n, GELU);
+#undef SILU
+#undef GELU
+}
+
+/* cap tanh(x / cap), tanh(u) = 2 / (1 + exp(-2 u)) - 1 */
+static INLINE vf vf_softcap(vf x, float cap) {
+    return vf_sub(x_sigmoid(vf_set1(2 * cap), vf_mul(x, vf_set1(2 / cap))), vf_set1(cap));
+}
+
+static void softcap_f32(const float *x, float cap, int64_t n, float *out) {
+#define STEP(i, LOAD, STORE, ...) STORE(out + i, vf_softcap(LOAD(x + i __VA_ARGS__), cap) __VA_ARGS__);
+    EACH_VECTOR(n, STEP);
+#undef STEP
+}
+
 static void rmsnorm_f32(const float *x, const float *weight, int64_t n, float eps, float *out) {
     vf squares = vf_set1(0);
 #define SQUARE(i, LOAD, STORE, ...) { vf v = LOAD(x + i __VA_ARGS__); squares = vf_fma(v, v, squares); }
@@ -83,6 +105,27 @@ static void rmsnorm_f32(const float *x, const float *weight, int64_t n, float ep
     vf inverse = vf_set1(1.0f / __builtin_sqrtf(vf_sum(squares) / (float)n + eps));
 #define STEP(i, LOAD, STORE, ...)                                                                                      \
     STORE(out + i, vf_mul(vf_mul(LOAD(x + i __VA_ARGS__), inverse), LOAD(weight + i __VA_ARGS__)) __VA_ARGS__);
+    EACH_VECTOR(n, STEP);
+#undef STEP
+}
+
+/* the centred values wait in out: its tail loads as zeros, which x minus the mean would not */
+static void layernorm_f32(const float *x, const float *weight, const float *bias, int64_t n, float eps, float *out) {
+    vf total = vf_set1(0), squares = vf_set1(0);
+#define SUM(i, LOAD, STORE, ...) total = vf_add(total, LOAD(x + i __VA_ARGS__));
+    EACH_VECTOR(n, SUM);
+#undef SUM
+    vf mean = vf_set1(vf_sum(total) / (float)n);
+#define CENTRE(i, LOAD, STORE, ...) STORE(out + i, vf_sub(LOAD(x + i __VA_ARGS__), mean) __VA_ARGS__);
+    EACH_VECTOR(n, CENTRE);
+#undef CENTRE
+#define SQUARE(i, LOAD, STORE, ...) { vf v = LOAD(out + i __VA_ARGS__); squares = vf_fma(v, v, squares); }
+    EACH_VECTOR(n, SQUARE);
+#undef SQUARE
+    vf inverse = vf_set1(1.0f / __builtin_sqrtf(vf_sum(squares) / (float)n + eps));
+#define STEP(i, LOAD, STORE, ...)                                                                                      \
+    STORE(out + i, vf_fma(vf_mul(LOAD(out + i __VA_ARGS__), inverse), LOAD(weight + i __VA_ARGS__),                    \
+                          LOAD(bias + i __VA_ARGS__)) __VA_ARGS__);
     EACH_VECTOR(n, STEP);
 #undef STEP
 }

@@ -116,6 +116,14 @@ typedef struct {
     /* out = x / sqrt(mean(x^2) + eps) * weight, one row; out may be x */
     void (*rmsnorm)(const float *x, const float *weight, int64_t n, float eps, float *out);
 
+    /* out = (x - mean(x)) / sqrt(var(x) + eps) * weight + bias, one row; out may be x */
+    void (*layernorm)(const float *x, const float *weight, const float *bias, int64_t n, float eps, float *out);
+
+    /* out = act(x) over n values; out may be x */
+    void (*act)(int act, const float *x, int64_t n, float *out);
+    /* out = cap tanh(x / cap) over n values; out may be x */
+    void (*softcap)(const float *x, float cap, int64_t n, float *out);
+
     /* out = act(gate) * up over n values; out may be gate */
     void (*glu)(int act, const float *gate, const float *up, int64_t n, float *out);
     void (*exp)(const float *x, int64_t n, float *out);

@@ -123,6 +123,9 @@ DEFINE_CONVERTED(tq2_0, lut4)
         .dequantize_q16 = dequantize_q16,                                                                              \
         .bf16_of_q16 = BF16_OF_Q16,                                                                                    \
         .rmsnorm = rmsnorm_f32,                                                                                        \
+        .layernorm = layernorm_f32,                                                                                    \
+        .act = act_f32,                                                                                                \
+        .softcap = softcap_f32,                                                                                        \
         .glu = glu_f32,                                                                                                \
         .exp = exp_f32,                                                                                                \
         .softmax = softmax_f32,                                                                                        \
