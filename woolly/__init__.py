@@ -25,6 +25,7 @@ _HOME = {
     "NotEnoughMemoryError": "errors",
     "PackedMatrix": "_kernels",
     "Piece": "session",
+    "PromptExplanation": "prompts",
     "SamplingParams": "sampling",
     "Session": "session",
     "TemplateError": "errors",
@@ -55,6 +56,7 @@ __all__ = [
     "NotEnoughMemoryError",
     "PackedMatrix",
     "Piece",
+    "PromptExplanation",
     "SamplingParams",
     "Session",
     "TemplateError",
@@ -91,6 +93,7 @@ if TYPE_CHECKING:
     from woolly.gguf_file import GGUFFile
     from woolly.loading import load, load_fast_fp32, load_gguf
     from woolly.model import MemoryPlan, Model
+    from woolly.prompts import PromptExplanation
     from woolly.sampling import SamplingParams
     from woolly.session import Completion, Piece, Session, Timing
     from woolly.tokenizer import Tokenizer

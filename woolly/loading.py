@@ -17,6 +17,7 @@ from woolly.materialise import Materialisation
 from woolly.metadata import Metadata
 from woolly.model import Model
 from woolly.models import architecture
+from woolly.prompts import DEFAULT, TemplateSet
 from woolly.tokenizer import Tokenizer
 from woolly.weights import Weights
 
@@ -78,13 +79,13 @@ def load_gguf(
         weights = Weights(file, n_threads=program.n_threads)
         arch.record(program, config, weights, n_ctx)
         weights.check_all_taken()
-        template = _read_template(file.metadata, tokenizer)
+        templates = _read_templates(file.metadata, tokenizer)
     engine = Engine(program, config, n_ctx, cache_dtype=cache_dtype)
     return Model(
         name or Path(path).stem,
         engine,
         tokenizer,
-        template,
+        templates,
         weights_bytes=weights.nbytes,
         load_s=time.perf_counter() - started,
     )
@@ -190,9 +191,11 @@ def _check_n_ctx(n_ctx: int | None, n_ctx_train: int) -> int:
     return n_ctx
 
 
-def _read_template(metadata: Metadata, tokenizer: Tokenizer) -> ChatTemplate | None:
-    source = metadata.get_str("tokenizer.chat_template", None)
-    if source is None:
-        return None
+def _read_templates(metadata: Metadata, tokenizer: Tokenizer) -> TemplateSet:
+    """Collect the chat templates: one without a name, and further ones that `tokenizer.chat_templates` names."""
+    sources = {DEFAULT: metadata.get_str("tokenizer.chat_template", None)}
+    names = metadata.get_array("tokenizer.chat_templates", "string", default=())
+    sources |= {name: metadata.get_str(f"tokenizer.chat_template.{name}") for name in names}
+    sources = {name: source for name, source in sources.items() if source is not None}
     bos, eos = (None if i is None else tokenizer.id_to_token(i) for i in (tokenizer.bos_id, tokenizer.eos_id))
-    return ChatTemplate(source, bos_token=bos, eos_token=eos)
+    return TemplateSet(sources, bos_token=bos, eos_token=eos)
