@@ -10,6 +10,7 @@ import pytest
 
 from woolly import cli
 from woolly._kernels import PackedMatrix, compiled_isas, converted_formats, kernel_formats
+from woolly.convert.recipes import RECIPES
 from woolly.models import ARCHITECTURES
 from woolly.pretokenizers import PRE_TOKENIZERS
 from woolly.vocabulary import KINDS
@@ -42,6 +43,11 @@ def test_formats():
 
 def test_architectures():
     assert first_column("Architectures") == list(ARCHITECTURES)
+
+
+def test_folders():
+    said = {name: row[1] for row in table("Folders") for name in re.findall(r"\w+For\w+", row[0])}
+    assert said == {name: recipe.arch for name, recipe in RECIPES.items()}
 
 
 def test_tokenizers():

@@ -182,7 +182,7 @@ def pull(name: str, *, progress: bool = True, force: bool = False) -> Path:
     Any number of processes and threads may pull the same model: one fetches it, the others wait for it.
     """
     if name.startswith("hf:"):
-        return hub_hf.pull(name, cache_dir() / "hf", progress=progress, force=force)
+        return _pull_from_hf(name, cache_dir() / "hf", progress, force)
     known = CATALOGUE.get(name)
     if known is None:
         raise DownloadError(f"no known model {name!r}; {_known_names()}")
@@ -196,6 +196,15 @@ def pull(name: str, *, progress: bool = True, force: bool = False) -> Path:
             if force or not _is_cached(known):  # another process may have fetched it while this one waited
                 _fetch(known, folder, progress)
     return _path_of(known)
+
+
+def _pull_from_hf(name: str, root: Path, progress: bool, force: bool) -> Path:
+    if not force and (path := hub_hf.find_cached(name, root)):
+        return path
+    with _disk_errors(f"cannot write {name} to {root}"):
+        root.mkdir(parents=True, exist_ok=True)
+        with _lock(root / ".lock", waiting_for=name if progress else None):
+            return hub_hf.pull(name, root, progress=progress, force=force)
 
 
 def _known_names() -> str:

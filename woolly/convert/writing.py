@@ -6,11 +6,12 @@ rows change places one at a time.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -18,8 +19,8 @@ import gguf
 import numpy as np
 
 from woolly._kernels import check_threads, kernel_formats
+from woolly.atomic import replacing
 from woolly.checkpoint import Checkpoint
-from woolly.convert.atomic import replacing, write_all
 from woolly.convert.quantized import FLOATS, convert_rows, row_chunks, target_format
 from woolly.convert.self_contained import METADATA_NAME, encode_metadata
 from woolly.errors import UnsupportedFormatError, WoollyError
@@ -73,9 +74,9 @@ def write_gguf(
         Writing fails. Whatever happens, `path` is as it was before or whole.
     """
     formats = {name: target_format(info, format) for name, info in source.tensors.items()}
-    with replacing(Path(path), force=force) as descriptor:
+    with _opened(Path(path), force) as descriptor:
         header = _gguf_header(source, formats)
-        write_all(descriptor, header, 0)
+        _write_all(descriptor, header, 0)
         start, offsets, end = _places(source, formats, len(header), DEFAULT_ALIGNMENT, pads=True)
         _reserve(descriptor, Path(path), end)
         assert start % DEFAULT_ALIGNMENT == 0
@@ -109,9 +110,9 @@ def write_safetensors(
         formats[name] = FORMATS["f32"] if len(info.shape) == 1 else FORMATS[format]
     # Wide ones first, so that every tensor's address is a multiple of its numbers' size.
     formats = dict(sorted(formats.items(), key=lambda item: -item[1].block_bytes))
-    with replacing(Path(path), force=force) as descriptor:
+    with _opened(Path(path), force) as descriptor:
         header = _safetensors_header(source, formats)
-        write_all(descriptor, header, 0)
+        _write_all(descriptor, header, 0)
         _, offsets, end = _places(source, formats, len(header), 1, pads=False)
         _reserve(descriptor, Path(path), end)
         _write_tensors(descriptor, source, formats, offsets, check_threads(n_threads), show_bytes)
@@ -126,6 +127,39 @@ def written_bytes(source: Checkpoint, format: str | None, *, dequantizes: bool =
             target = FORMATS["f32" if len(info.shape) == 1 else format or "f32"]
         total += target.nbytes(math.prod(info.shape))
     return total
+
+
+@contextlib.contextmanager
+def _opened(path: Path, force: bool) -> Iterator[int]:
+    """A descriptor of the file to write, which has its name when the block ends well."""
+    _check_free(path, force)
+    try:
+        with replacing(path) as temporary:
+            descriptor = os.open(temporary, os.O_WRONLY | os.O_CLOEXEC)
+            try:
+                yield descriptor
+            finally:
+                os.close(descriptor)
+            _check_free(path, force)
+    except OSError as error:  # disk full and the like: descriptors have no names
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, os.strerror(error.errno), os.fspath(path)) from error
+
+
+def _check_free(path: Path, force: bool) -> None:
+    if path.is_dir():
+        raise WoollyError(f"{path}: is a folder, expected the name of a file to write")
+    if path.exists() and not force:
+        raise WoollyError(f"{path}: the file exists; --force replaces it")
+
+
+def _write_all(descriptor: int, data: memoryview | bytes, offset: int) -> None:
+    """Write all of `data` at an offset; safe from several threads at once."""
+    view = memoryview(data).cast("B")
+    while view:
+        n_bytes = os.pwrite(descriptor, view, offset)
+        view, offset = view[n_bytes:], offset + n_bytes
 
 
 def _write_tensors(
@@ -146,7 +180,7 @@ def _write_tensors(
 
             def write(chunk: slice, rows=rows, info=info, target=target, at=offsets[name], step=row_bytes) -> int:
                 out = convert_rows(rows[chunk], info.format.name, target.name)
-                write_all(descriptor, out.data, at + chunk.start * step)
+                _write_all(descriptor, out.data, at + chunk.start * step)
                 return out.nbytes
 
             for n_bytes in pool.map(write, row_chunks(len(rows), n_cols)):
