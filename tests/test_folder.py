@@ -20,6 +20,7 @@ from make_folder import (
 from make_gguf import write_tiny_gemma3, write_tiny_llama
 
 import woolly
+from woolly import cli
 from woolly.convert.config_json import JsonObject
 from woolly.convert.folder import ModelFolder
 from woolly.convert.recipes import RECIPES
@@ -144,6 +145,14 @@ def test_quantising_while_loading(tmp_path: Path, name: str) -> None:
 def test_formats_that_cannot_be_made_are_refused(llama: tuple[Path, Path]) -> None:
     with pytest.raises(UnsupportedFormatError, match=r"expected a format of f32, .*, got 'q9'"):
         woolly.load(llama[1], quantize="q9")
+
+
+def test_inspect_shows_a_folder(llama: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["inspect", str(llama[1]), "--json", "--tensors"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["architecture"], facts["n_layers"], facts["gguf_version"]) == ("llama", 2, None)
+    assert facts["file_bytes"] == (llama[1] / "model.safetensors").stat().st_size
+    assert facts["tokenizer"]["pre"] == "gpt-2"
 
 
 # --- what is refused ---

@@ -62,6 +62,8 @@ class SafetensorsFile:
     Attributes
     ----------
     path : str
+    n_bytes : int
+        Of the file.
     tensors : dict of str to SafeTensor
         In the order of their bytes.
     metadata : dict of str to str
@@ -75,6 +77,7 @@ class SafetensorsFile:
 
     def __init__(self, path: str, file_map: mmap.mmap) -> None:
         self.path = path
+        self.n_bytes = len(file_map)
         self._map: mmap.mmap | None = file_map
         self.tensors: dict[str, SafeTensor] = {}
         self.metadata: dict[str, str] = {}
@@ -113,7 +116,7 @@ class SafetensorsFile:
         self._map = None
 
     def _read_header(self) -> None:
-        size = len(self._map)
+        size = self.n_bytes
         length = int.from_bytes(self._map[:8], "little")
         if size < 8 or length > min(size - 8, MAX_HEADER_BYTES):
             self._fail("header", f"{length} bytes long, the file has {size} and a header may take {MAX_HEADER_BYTES}")

@@ -43,6 +43,8 @@ class ModelFolder:
     Attributes
     ----------
     path : str
+    n_bytes : int
+        Of the files that hold weights.
     metadata : Metadata
     tensors : dict of str to TensorInfo
     """
@@ -56,6 +58,7 @@ class ModelFolder:
         added: dict[str, Any],
     ) -> None:
         self.path = path
+        self.n_bytes = sum(file.n_bytes for file in files)
         self.metadata = metadata
         self._files = files
         self._makers = makers

@@ -39,7 +39,7 @@ class SelfContained:
     """
 
     def __init__(self, file: SafetensorsFile) -> None:
-        self.path = file.path
+        self.path, self.n_bytes = file.path, file.n_bytes
         self._file = file
         self.metadata = decode_metadata(file.path, file.metadata[METADATA_NAME])
         self.tensors: dict[str, TensorInfo] = {}
@@ -76,6 +76,8 @@ def encode_metadata(metadata: Metadata, file_type: int) -> str:
     """GGUF's keys as the text that such a file holds, with the type of file that it is now."""
     plain: dict[str, Any] = {}
     for key, value, type_name in metadata.items_with_types():
+        if key.startswith("split."):
+            continue
         is_array = isinstance(value, StringArray | np.ndarray)
         plain[key] = [type_name, value.tolist() if is_array else value]
     plain.pop("general.quantization_version", None)

@@ -242,7 +242,7 @@ def _add_keys(writer: gguf.GGUFWriter, metadata: Metadata, main: Format) -> None
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     skipped = ("general.architecture", "general.file_type", "general.quantization_version", "general.alignment")
     for key, value, type_name in metadata.items_with_types():
-        if key in skipped:
+        if key in skipped or key.startswith("split."):
             continue
         element = type_name.removeprefix("array of ")
         kind = gguf.GGUFValueType[element.upper()]
