@@ -170,7 +170,11 @@ def test_inspect_shows_a_folder(llama: tuple[Path, Path], capsys: pytest.Capture
         ({"rms_norm_eps": 10**400}, "rms_norm_eps: expected a number"),
         ({"vocab_size": 321}, "vocab_size: the embedding has 320 rows, got 321"),
         ({"hidden_act": "relu"}, "hidden_act is 'relu', what is supported is 'silu'"),
-        ({"num_attention_heads": 0}, "num_attention_heads: expected at least 1, got 0"),
+        ({"num_attention_heads": 0}, "num_attention_heads: expected 1 to 4096, got 0"),
+        ({"num_key_value_heads": 0}, "num_key_value_heads: expected 1 to 4096, got 0"),
+        ({"num_hidden_layers": 1 << 30}, "num_hidden_layers: expected 1 to 256, got 1073741824"),
+        ({"head_dim": 1 << 30}, "head_dim: expected 1 to 1024, got 1073741824"),
+        ({"partial_rotary_factor": 1e99}, "partial_rotary_factor: expected 2 to 16 dimensions to rotate, these are 1"),
         (
             {"num_attention_heads": 3},
             r"'model.layers.0.self_attn.q_proj.weight': shape \(64, 64\): expected a multiple",

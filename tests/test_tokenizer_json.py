@@ -252,6 +252,7 @@ def changed(path: str, value: Any, tokenizer: dict[str, Any] | None = None) -> d
         (changed("model.vocab", [1]), "model.vocab: expected pairs of a token and its score"),
         (changed("model.vocab", {"a": -1}), "token 'a' has id -1, expected 0 to"),
         (changed("model.vocab", {"a": 320}), "token 'a' has id 320, the embedding has 320 rows"),
+        (changed("model.vocab", {"a": 1, "b": 1}), "model.vocab: two tokens have the same id"),
         (changed("model.merges", [["a"]]), r"model.merges: expected two parts, got \['a'\]"),
         (changed("model.merges", [["a ", "b"]]), "model.merges: 'a  b' has a space in a part"),
         (changed("model.dropout", 0.1), "model.dropout is not supported"),
@@ -300,6 +301,10 @@ def test_what_cannot_be_expressed(tmp_path: Path, tokenizer: dict[str, Any], mes
 
 def test_a_folder_without_tokenizer_json(tmp_path: Path) -> None:
     config = JsonObject("config.json", {})
+    write_json(tmp_path / "tokenizer.json", byte_level_tokenizer())
+    with pytest.raises(CheckpointError, match="the embedding has 4194305 rows, the limit is 4194304"):
+        read_tokenizer(tmp_path, config, (1 << 22) + 1)
+    (tmp_path / "tokenizer.json").unlink()
     with pytest.raises(CheckpointError, match=r"tokenizer\.json is missing: the folder has no tokenizer"):
         read_tokenizer(tmp_path, config, 320)
     (tmp_path / "tokenizer.model").touch()
@@ -319,3 +324,6 @@ def test_chat_templates(tmp_path: Path) -> None:
         template_of(chat_template=3)
     (tmp_path / "chat_template.jinja").write_text("file é", encoding="utf-8")
     assert template_of(chat_template="x") == "file é"
+    (tmp_path / "chat_template.jinja").write_bytes(b"ab\xff")
+    with pytest.raises(CheckpointError, match=r"chat_template\.jinja: not UTF-8: byte 0xff at 2"):
+        template_of()

@@ -19,6 +19,8 @@ from woolly.convert.tensors import PLUS_ONE, STACK, Made, Part, Transform, inter
 from woolly.errors import UnsupportedModelError
 
 Keys = dict[str, Any]
+# What is above no model has, and some of it would take long to refuse otherwise.
+_LIMITS = {"num_hidden_layers": 256, "num_attention_heads": 4096, "num_key_value_heads": 4096, "head_dim": 1024}
 EXPERT = "{e}"  # stands for the expert's number in the name of a tensor
 
 
@@ -101,10 +103,7 @@ _GPT_OSS = _ATTENTION | {
 
 def head_dim(config: JsonObject) -> int:
     """Dimensions of a head: hidden_size / heads where nothing else is said."""
-    n_heads = config.get_int("num_attention_heads")
-    if not n_heads:
-        config.refuse("num_attention_heads", "expected at least 1")
-    return config.get_int("head_dim", config.get_int("hidden_size") // n_heads)
+    return config.get_int("head_dim", config.get_int("hidden_size") // config.get_int("num_attention_heads"))
 
 
 def n_kv_heads(config: JsonObject) -> int:
@@ -115,7 +114,14 @@ def n_kv_heads(config: JsonObject) -> int:
 def common_keys(config: JsonObject, recipe: Recipe) -> tuple[Keys, dict[str, Any]]:
     """The keys that all architectures share and the recipe's own, with their prefix; and tensors that RoPE takes."""
     check_activation(config, recipe)
+    for key, most in _LIMITS.items():
+        if key in config and not 1 <= config.get_int(key) <= most:
+            config.refuse(key, f"expected 1 to {most}")
     n_rot = int(head_dim(config) * rope_parameters(config).get_float("partial_rotary_factor", _partial(config)))
+    if not 2 <= n_rot <= min(head_dim(config), _LIMITS["head_dim"]):
+        config.refuse(
+            "partial_rotary_factor", f"expected 2 to {head_dim(config)} dimensions to rotate, these are {n_rot}"
+        )
     layer_type = "full_attention" if "layer_types" in config else None
     rope, tensors = rope_keys(config, rope_parameters(config, layer_type), n_rot)
     keys: Keys = {

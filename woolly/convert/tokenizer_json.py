@@ -62,6 +62,8 @@ def read_tokenizer(folder: Path, config: JsonObject, vocab_size: int) -> dict[st
     if not (folder / "tokenizer.json").is_file():
         raise CheckpointError(_advice(folder))
     tokenizer = read_json(folder / "tokenizer.json")
+    if vocab_size > MAX_TOKENS:
+        raise CheckpointError(f"{folder}: the embedding has {vocab_size} rows, the limit is {MAX_TOKENS}")
     settings = read_json_if_there(folder / "tokenizer_config.json")
     tokens = Tokens(tokenizer, vocab_size)
     keys = _model_keys(tokenizer, tokens)
@@ -139,6 +141,8 @@ def _read_vocab(model: JsonObject) -> dict[str, int]:
             raise CheckpointError(
                 f"{model.path}: model.vocab: token {show(text)} has id {show(token_id)}, expected 0 to {MAX_TOKENS - 1}"
             )
+    if len(set(vocab.values())) != len(vocab):
+        raise CheckpointError(f"{model.path}: model.vocab: two tokens have the same id")
     return vocab
 
 
@@ -362,7 +366,12 @@ def read_chat_template(folder: Path, settings: JsonObject) -> str | None:
     """The chat template: chat_template.jinja, else that of tokenizer_config.json, the one named default of several."""
     path = folder / "chat_template.jinja"
     if path.is_file():
-        return path.read_text(encoding="utf-8")
+        try:
+            return path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise CheckpointError(
+                f"{path}: not UTF-8: byte {error.object[error.start]:#04x} at {error.start}"
+            ) from None
     value = settings.fields.get("chat_template")
     if isinstance(value, list):
         named = {entry.get("name"): entry.get("template") for entry in value if isinstance(entry, Mapping)}
