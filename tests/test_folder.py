@@ -92,7 +92,7 @@ def rewrite(folder: Path, rename: Any, more: dict[str, np.ndarray] | None = None
     raw = (folder / "model.safetensors").read_bytes()
     size = int.from_bytes(raw[:8], "little")
     header = json.loads(raw[8 : 8 + size])
-    header.pop("__metadata__")
+    header.pop("__metadata__", None)
     tensors = {}
     for name, entry in header.items():
         begin, end = (8 + size + offset for offset in entry["data_offsets"])
@@ -113,7 +113,7 @@ def test_narrow_floats_widen_exactly(tmp_path: Path, dtype: str) -> None:
     wide = shutil.copytree(narrow, tmp_path / "wide")
     size = int.from_bytes(raw[:8], "little")
     header = json.loads(raw[8 : 8 + size])
-    header.pop("__metadata__")
+    header.pop("__metadata__", None)
     tensors = {}
     for name, entry in header.items():
         begin, end = (8 + size + offset for offset in entry["data_offsets"])
@@ -312,7 +312,7 @@ def test_rope_scaling() -> None:
     llama3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
     factors = keys(type="llama3", rope_theta=500000.0, **llama3)[1]["rope_freqs.weight"]
     assert factors.dtype == np.float32
-    np.testing.assert_allclose(factors, [1, 1, 2.1417, 8], rtol=2e-3)
+    np.testing.assert_allclose(factors, [1, 1, 2.69453, 8], rtol=2e-3)
     with pytest.raises(CheckpointError, match="low_freq_factor: expected positive factors"):
         keys(type="llama3", **(llama3 | {"low_freq_factor": 5.0}))
     long = {"long_factor": [1, 2, 3, 4], "short_factor": [1.0] * 4, "original_max_position_embeddings": 4096}
