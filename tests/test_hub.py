@@ -372,17 +372,15 @@ def fake_hf(index, monkeypatch):
     """A stand-in for huggingface_hub that serves REPO_FILES and notes what is asked of it."""
     asked = []
 
-    def hf_hub_download(repo, file, *, revision, local_dir, force_download):
-        assert revision == "abc"
+    def fetch_rest(url, out, show_bytes):
+        repo, file = url.split("@abc:")
         asked.append((repo, file))
         if repo == "o/broken":
             raise RuntimeError("404 Client Error.\nRepository not found")
-        path = Path(local_dir) / file
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b"GGUF")
-        (Path(local_dir) / ".cache").mkdir(exist_ok=True)
-        (Path(local_dir) / ".cache" / "note.gguf").touch()
+        out.write(b"GGUF")
+        show_bytes(4)
 
+    monkeypatch.setattr(hub_hf, "_continue", fetch_rest)
     module = types.ModuleType("huggingface_hub")
     lfs = {"o/altered": types.SimpleNamespace(sha256="00")}
 
@@ -395,8 +393,7 @@ def fake_hf(index, monkeypatch):
         return types.SimpleNamespace(sha="abc", siblings=siblings)
 
     module.HfApi = lambda: types.SimpleNamespace(model_info=model_info)
-    module.hf_hub_download = hf_hub_download
-    module.utils = types.SimpleNamespace(disable_progress_bars=lambda: None)
+    module.hf_hub_url = lambda repo, file, *, revision: f"{repo}@{revision}:{file}"
     monkeypatch.setitem(sys.modules, "huggingface_hub", module)
     return asked
 

@@ -1,4 +1,4 @@
-"""Models from the Hugging Face hub: `hf:OWNER/REPO[:QUANT]` to a GGUF file, fetched by the huggingface-hub package.
+"""Models from the Hugging Face hub: `hf:OWNER/REPO[:QUANT]` to a GGUF file, found by the huggingface-hub package.
 
 Owns which file of a repository is meant, and where it lies in the cache: hf/OWNER/REPO/, as in the repository. A file
 is there when all of it has arrived and its size and checksum are those on the hub's record.
@@ -8,20 +8,27 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import http.client
+import os
 import re
 import shutil
 import sys
-from collections.abc import Iterator
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from woolly.errors import DownloadError
+from woolly.terminal import progress_bar
 
 # What a name without a quantisation takes, the first that is there.
 _PREFERENCE = ("Q4_K_M", "Q4_0", "Q8_0", "Q5_K_M", "Q6_K", "Q4_K_S", "Q4_1", "BF16", "F16", "F32")
 _NAME = re.compile(r"hf:([\w-][\w.-]*/[\w-][\w.-]*)(?::([\w.-]+))?")
-_INCOMING = ".incoming"  # where files and huggingface-hub's notes on them are until they are whole and checked
+_INCOMING = ".incoming"  # where files are until they are whole and checked, named after their checksum
 _CHUNK_BYTES = 1 << 20
+_TIMEOUT_S = 60.0
+_MAX_FAILURES = 4  # attempts one after the other that bring nothing
 _SHARD = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
 _QUANT = re.compile(r"[-.](I?Q\d\w*|B?F16|F32|MXFP4\w*|TQ\d\w*)$", re.IGNORECASE)
 
@@ -46,19 +53,14 @@ def pull(name: str, root: Path, *, progress: bool, force: bool) -> Path:
         info = huggingface_hub.HfApi().model_info(repo, files_metadata=True)
         remote = {sibling.rfilename: sibling for sibling in info.siblings}
         chosen = choose(name, list(remote), quant)
+        missing = [file for file in chosen if force or not (folder / file).is_file()]
         if progress:
             source = f"the Hugging Face hub ({repo}, its licence holds)"
-            print(f"Fetching {', '.join(chosen)} from {source} into {folder}", file=sys.stderr, flush=True)
-        else:
-            huggingface_hub.utils.disable_progress_bars()
-        incoming = folder / _INCOMING  # what is here may be a part of a file, which the next pull continues
-        for file in chosen:
-            if force or not (folder / file).is_file():
-                huggingface_hub.hf_hub_download(repo, file, revision=info.sha, local_dir=incoming, force_download=force)
-                _check(name, incoming / file, remote[file])
-                (folder / file).parent.mkdir(parents=True, exist_ok=True)
-                (incoming / file).replace(folder / file)
-        shutil.rmtree(incoming, ignore_errors=True)
+            print(f"Fetching {', '.join(missing)} from {source} into {folder}", file=sys.stderr, flush=True)
+        for file in missing:
+            url = huggingface_hub.hf_hub_url(repo, file, revision=info.sha)
+            _fetch(name, url, folder, remote[file], progress)
+        shutil.rmtree(folder / _INCOMING, ignore_errors=True)
     except DownloadError:
         raise
     except Exception as error:  # whatever its HTTP library of the day raises: the first line says it
@@ -82,24 +84,71 @@ def _parse(name: str) -> tuple[str, str | None]:
     return match[1], match[2]
 
 
-def _check(name: str, path: Path, remote: Any) -> None:
+def _fetch(name: str, url: str, folder: Path, remote: Any, progress: bool) -> None:
+    """Fetch one file, from where an earlier pull was cut off; it gets its name when it is whole and checked."""
+    expected = getattr(getattr(remote, "lfs", None), "sha256", None)  # None for small files that git itself keeps
+    part = folder / _INCOMING / f"{Path(remote.rfilename).name}.{(expected or 'git')[:16]}"
+    part.parent.mkdir(parents=True, exist_ok=True)
+    bar = progress_bar(Path(remote.rfilename).name, remote.size) if progress else contextlib.nullcontext(lambda n: None)
+    with bar as show_bytes, part.open("ab") as out:
+        n_failures = 0
+        while out.tell() < remote.size:
+            before = out.tell()
+            try:
+                _continue(url, out, show_bytes)
+            except (OSError, http.client.HTTPException):
+                n_failures = 0 if out.tell() > before else n_failures + 1
+                if n_failures == _MAX_FAILURES:
+                    raise
+            else:
+                break
+        out.flush()
+        os.fsync(out.fileno())
+    _check(name, part, Path(remote.rfilename).name, remote.size, expected)
+    target = folder / remote.rfilename
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part.replace(target)
+
+
+def _continue(url: str, out: IO[bytes], show_bytes: Callable[[int], None]) -> None:
+    """Append the rest of a file to what is there of it."""
+    import huggingface_hub
+
+    # The hub redirects to where the file is, which must not get the user's token.
+    location = huggingface_hub.get_hf_file_metadata(url).location
+    same_host = urllib.parse.urlsplit(location).netloc == urllib.parse.urlsplit(url).netloc
+    headers = huggingface_hub.utils.build_hf_headers() if same_host else {}
+    if out.tell():
+        headers["Range"] = f"bytes={out.tell()}-"
+    with urllib.request.urlopen(urllib.request.Request(location, headers=headers), timeout=_TIMEOUT_S) as response:
+        if response.status != http.HTTPStatus.PARTIAL_CONTENT:
+            out.truncate(0)
+            out.seek(0)
+        left = int(response.headers.get("Content-Length", -1))
+        while chunk := response.read(_CHUNK_BYTES):
+            out.write(chunk)
+            left -= len(chunk)
+            show_bytes(out.tell())
+        if left > 0:  # a connection that ends early reads like the end of the file
+            raise http.client.IncompleteRead(b"", left)
+
+
+def _check(name: str, part: Path, file: str, size: int, expected: str | None) -> None:
     """Compare a file with the size and the SHA-256 that the hub has on record; one that differs is removed."""
-    lfs = getattr(remote, "lfs", None)
-    size, expected = getattr(remote, "size", None), getattr(lfs, "sha256", None)
-    found_size = path.stat().st_size
-    if size is not None and found_size != size:
-        path.unlink()
-        raise DownloadError(f"{name}: {path.name} has {found_size} bytes, the hub says {size}; nothing was kept")
-    if expected is None:  # a small file that is kept in git itself
+    found_size = part.stat().st_size
+    if found_size != size:
+        part.unlink()
+        raise DownloadError(f"{name}: {file} has {found_size} bytes, the hub says {size}; nothing was kept")
+    if expected is None:
         return
     digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK_BYTES):
+    with part.open("rb") as source:
+        while chunk := source.read(_CHUNK_BYTES):
             digest.update(chunk)
     if digest.hexdigest() != expected:
-        path.unlink()
+        part.unlink()
         raise DownloadError(
-            f"{name}: the checksum of {path.name} is wrong (SHA-256 {digest.hexdigest()}, the hub says {expected}); "
+            f"{name}: the checksum of {file} is wrong (SHA-256 {digest.hexdigest()}, the hub says {expected}); "
             "nothing was kept"
         )
 
