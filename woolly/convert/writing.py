@@ -10,7 +10,6 @@ import contextlib
 import json
 import math
 import os
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -74,10 +73,10 @@ def write_gguf(
         Writing fails. Whatever happens, `path` is as it was before or whole.
     """
     formats = {name: target_format(info, format) for name, info in source.tensors.items()}
-    with _opened(Path(path), force) as descriptor:
-        header = _gguf_header(source, formats)
-        _write_all(descriptor, header, 0)
-        start, offsets, end = _places(source, formats, len(header), DEFAULT_ALIGNMENT, pads=True)
+    with _opened(Path(path), force) as (descriptor, temporary):
+        _write_gguf_header(temporary, source, formats)
+        header_bytes = temporary.stat().st_size
+        start, offsets, end = _places(source, formats, header_bytes, DEFAULT_ALIGNMENT, pads=True)
         _reserve(descriptor, Path(path), end)
         assert start % DEFAULT_ALIGNMENT == 0
         _write_tensors(descriptor, source, formats, offsets, check_threads(n_threads), show_bytes)
@@ -110,7 +109,7 @@ def write_safetensors(
         formats[name] = FORMATS["f32"] if len(info.shape) == 1 else FORMATS[format]
     # Wide ones first, so that every tensor's address is a multiple of its numbers' size.
     formats = dict(sorted(formats.items(), key=lambda item: -item[1].block_bytes))
-    with _opened(Path(path), force) as descriptor:
+    with _opened(Path(path), force) as (descriptor, _):
         header = _safetensors_header(source, formats)
         _write_all(descriptor, header, 0)
         _, offsets, end = _places(source, formats, len(header), 1, pads=False)
@@ -130,14 +129,14 @@ def written_bytes(source: Checkpoint, format: str | None, *, dequantizes: bool =
 
 
 @contextlib.contextmanager
-def _opened(path: Path, force: bool) -> Iterator[int]:
-    """A descriptor of the file to write, which has its name when the block ends well."""
+def _opened(path: Path, force: bool) -> Iterator[tuple[int, Path]]:
+    """A descriptor of the file to write and its temporary name; it gets its own when the block ends well."""
     _check_free(path, force)
     try:
         with replacing(path) as temporary:
             descriptor = os.open(temporary, os.O_WRONLY | os.O_CLOEXEC)
             try:
-                yield descriptor
+                yield descriptor, temporary
             finally:
                 os.close(descriptor)
             _check_free(path, force)
@@ -215,25 +214,21 @@ def _reserve(descriptor: int, path: Path, n_bytes: int) -> None:
 # --- headers ---
 
 
-def _gguf_header(source: Checkpoint, formats: Mapping[str, Format]) -> bytes:
+def _write_gguf_header(path: Path, source: Checkpoint, formats: Mapping[str, Format]) -> None:
     """Everything before the tensors' data, as the gguf package writes it."""
-    # The package writes to files only; this one has the keys and the tensors' names, a few megabytes.
-    with tempfile.TemporaryDirectory(prefix="woolly-") as folder:
-        path = Path(folder) / "header"
-        writer = gguf.GGUFWriter(path, source.metadata.get_str("general.architecture"))
-        try:
-            _add_keys(writer, source.metadata, _main_format(source, formats))
-            for name, info in source.tensors.items():
-                n_bytes = formats[name].nbytes(math.prod(info.shape))
-                kind = gguf.GGMLQuantizationType(formats[name].ggml_type)
-                # not bytes: the writer takes the shape as elements then
-                writer.add_tensor_info(name, info.shape, np.dtype(np.float32), n_bytes, kind)
-            writer.write_header_to_file()
-            writer.write_kv_data_to_file()
-            writer.write_ti_data_to_file()
-        finally:
-            writer.close()
-        return path.read_bytes()
+    writer = gguf.GGUFWriter(path, source.metadata.get_str("general.architecture"))
+    try:
+        _add_keys(writer, source.metadata, _main_format(source, formats))
+        for name, info in source.tensors.items():
+            n_bytes = formats[name].nbytes(math.prod(info.shape))
+            kind = gguf.GGMLQuantizationType(formats[name].ggml_type)
+            # not bytes: the writer takes the shape as elements then
+            writer.add_tensor_info(name, info.shape, np.dtype(np.float32), n_bytes, kind)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+    finally:
+        writer.close()
 
 
 def _add_keys(writer: gguf.GGUFWriter, metadata: Metadata, main: Format) -> None:
