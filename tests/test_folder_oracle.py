@@ -14,8 +14,8 @@ from make_folder import byte_level_tokenizer, write_json
 
 from woolly.convert.folder import ModelFolder
 from woolly.convert.recipes import RECIPES
+from woolly.errors import UnsupportedModelError
 from woolly.loading import load_folder
-from woolly.models import ARCHITECTURES
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -80,11 +80,13 @@ def test_logits_are_those_of_transformers(tmp_path: Path, name: str) -> None:
         arch = folder.metadata["general.architecture"]
         assert arch == RECIPES[f"{model}ForCausalLM"].arch
         assert all(folder.tensor_bytes(tensor).size == info.n_bytes for tensor, info in folder.tensors.items())
-    if arch not in ARCHITECTURES or "expert_count" in str(list(folder.metadata)):
-        pytest.skip(f"{name} opens; it cannot be run yet")
     with torch.no_grad():
         expected = oracle(torch.tensor([TOKENS])).logits[0].numpy()
-    with load_folder(tmp_path, cache_dtype="f32", n_threads=1) as ours:
+    try:
+        ours = load_folder(tmp_path, cache_dtype="f32", n_threads=1)
+    except UnsupportedModelError as error:
+        pytest.skip(f"{name} opens; it cannot be run yet: {error}")
+    with ours:
         found = ours.forward(TOKENS)
     assert np.abs(found - expected).max() < 1e-4 * np.abs(expected).max()
 
