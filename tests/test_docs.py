@@ -12,6 +12,7 @@ from oracle_models import MODELS
 
 from woolly import cli
 from woolly._kernels import PackedMatrix, compiled_isas, converted_formats, kernel_formats
+from woolly.convert.recipes import RECIPES
 from woolly.models import ARCHITECTURES
 from woolly.pretokenizers import PRE_TOKENIZERS
 from woolly.vocabulary import KINDS
@@ -47,6 +48,11 @@ def test_architectures():
     for arch, _, checked in table("Architectures"):
         counts = Counter(model.hf_class for model in MODELS.values() if model.arch == arch)
         assert checked == ", ".join(f"{count} × {name}" for name, count in counts.items())
+
+
+def test_folders():
+    said = {name: row[1] for row in table("Folders") for name in re.findall(r"\w+For\w+", row[0])}
+    assert said == {name: recipe.arch for name, recipe in RECIPES.items()}
 
 
 def test_tokenizers():

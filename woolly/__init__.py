@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 # Public name -> module that defines it. Imported at first use: `woolly --help` should not pay for the kernels.
 _HOME = {
     "ChatTemplate": "chat",
+    "CheckpointError": "errors",
     "Completion": "session",
     "ContextFullError": "errors",
     "DownloadError": "errors",
@@ -44,6 +45,7 @@ _HOME = {
 
 __all__ = [
     "ChatTemplate",
+    "CheckpointError",
     "Completion",
     "ContextFullError",
     "DownloadError",
@@ -80,6 +82,7 @@ if TYPE_CHECKING:
     from woolly.config import ModelConfig
     from woolly.environment import show_config
     from woolly.errors import (
+        CheckpointError,
         ContextFullError,
         DownloadError,
         GGUFError,

@@ -12,16 +12,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from woolly._kernels import PackedMatrix, dequantize, kernel_formats
+from woolly.checkpoint import Checkpoint
 from woolly.errors import GGUFError, UnsupportedFormatError
-from woolly.gguf_file import GGUFFile, TensorInfo
+from woolly.gguf_file import TensorInfo
 
 
 class Weights:
-    """Tensors of a GGUF file by name, checked against the shape that the model expects.
+    """Tensors of a checkpoint by name, checked against the shape that the model expects.
 
     Parameters
     ----------
-    file : GGUFFile
+    file : Checkpoint
+        A GGUF file, or what shows a folder as one.
     n_threads : int, optional
         For packing.
 
@@ -31,7 +33,7 @@ class Weights:
         Bytes of all weights taken so far, as they lie in memory.
     """
 
-    def __init__(self, file: GGUFFile, *, n_threads: int | None = None) -> None:
+    def __init__(self, file: Checkpoint, *, n_threads: int | None = None) -> None:
         self._file = file
         self._n_threads = n_threads
         self._taken: set[str] = set()
