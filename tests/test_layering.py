@@ -14,8 +14,8 @@ PACKAGE = Path(__file__).parents[1] / "woolly"
 # A module may import modules of earlier rows. Those of one row do not know each other.
 ORDER = (
     ("errors",),
-    ("config", "_kernels.threads", "_kernels.scan"),
-    ("_kernels.dispatch",),
+    ("config", "_kernels.threads", "_kernels.scan", "atomic"),
+    ("_kernels.dispatch", "_kernels.quantize"),
     ("_kernels.matmul",),
     ("_kernels.rows", "_kernels.attention", "_kernels.generate", "_kernels.limits"),
     ("_kernels.program",),
@@ -24,7 +24,8 @@ ORDER = (
     ("metadata",),
     ("gguf_file",),
     ("gguf_split",),
-    ("weights",),
+    ("weights", "mixes"),
+    ("quantizing",),
     ("layers",),
     ("models.gguf_config",),
     ("models.llama", "models.gemma3"),
@@ -42,7 +43,7 @@ ORDER = (
     ("loading",),
     ("",),  # the package's own names, which it imports at first use
     ("environment",),
-    ("cli_run", "cli_models", "cli_synth"),
+    ("cli_run", "cli_models", "cli_synth", "cli_quantize"),
     ("cli",),
     ("__main__",),
 )
@@ -51,7 +52,9 @@ RANK = {module: rank for rank, row in enumerate(ORDER) for module in row}
 # Some know less than their row allows: what they may import of the package, at most
 NARROW = {
     "config": set(),
+    "atomic": set(),
     "formats": {"errors"},
+    "mixes": {"errors", "formats", "gguf_file"},
     "metadata": {"errors", "_kernels.scan"},
     "pretokenizers": {"errors"},
     "subwords": {"errors", "pretokenizers"},

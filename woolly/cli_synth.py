@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +13,7 @@ from numpy.typing import NDArray
 
 from woolly import synthetic
 from woolly._kernels import PackedMatrix, kernel_formats
+from woolly.atomic import replacing
 from woolly.byte_tokenizer import gguf_metadata
 from woolly.errors import WoollyError
 from woolly.metadata import StringArray
@@ -23,7 +21,6 @@ from woolly.synthetic import SyntheticSpec
 from woolly.terminal import note
 
 _SIZES = ("hidden_size", "n_layers", "n_heads", "n_kv_heads", "intermediate_size", "vocab_size", "n_ctx", "seed")
-_CREATE_MODE = 0o666  # before the umask, as open() has it
 
 
 def synth(args: argparse.Namespace) -> int:
@@ -78,7 +75,7 @@ def write_gguf(
     -----
     Takes the memory of the largest tensor twice: packed, and as rows.
     """
-    with _replacing(path) as temporary:
+    with replacing(path) as temporary:
         writer = gguf.GGUFWriter(temporary, spec.config.architecture)
         try:
             _add_metadata(writer, spec, _default_tokenizer(spec) if tokenizer is None else tokenizer)
@@ -91,24 +88,6 @@ def write_gguf(
                 writer.write_tensor_data(_tensor(name, shape, spec, n_threads))
         finally:
             writer.close()
-
-
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A temporary file in the same folder, which takes the name when the block ends well."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(_CREATE_MODE & ~umask)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _default_tokenizer(spec: SyntheticSpec) -> dict[str, Any]:

@@ -13,11 +13,13 @@ from woolly._kernels.dispatch import (
 from woolly._kernels.generate import GENERATED_FORMATS, generate, generate_all
 from woolly._kernels.matmul import PackedMatrix, aligned_empty, dequantize, matmul
 from woolly._kernels.program import Program
+from woolly._kernels.quantize import QUANTIZED_FORMATS, quantize_rows
 from woolly._kernels.rows import exp_f32, glu_f32, quantize_q16, rmsnorm_f32, rope_f32, softmax_f32
 from woolly._kernels.threads import check_threads, default_threads
 
 __all__ = [
     "GENERATED_FORMATS",
+    "QUANTIZED_FORMATS",
     "KVCache",
     "PackedMatrix",
     "Program",
@@ -37,6 +39,7 @@ __all__ = [
     "kernel_formats",
     "matmul",
     "quantize_q16",
+    "quantize_rows",
     "rmsnorm_f32",
     "rope_f32",
     "set_isa",
