@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -12,7 +13,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
-from gguf_builder import F32, STRING, UINT32, GGUFBuilder, string, u32
+from gguf_builder import F32, STRING, UINT16, UINT32, GGUFBuilder, string, u32
 from make_gguf import write_tiny_gemma3, write_tiny_llama
 
 import woolly
@@ -99,6 +100,21 @@ def test_metadata_are_kept_byte_for_byte(tmp_path):
         assert b"no UTF-8: \xff\xfe" in path.read_bytes()
     assert formats_of(path) == {"blk.0.attn_q.weight": "q8_0", "odd": "f32"}
     assert path.stat().st_size % 64 == 0
+
+
+def test_parts_become_one_file(tmp_path, capsys):
+    parts = [tmp_path / f"x-0000{i}-of-00002.gguf" for i in (1, 2)]
+    for i, path in enumerate(parts):
+        builder = GGUFBuilder().key("split.no", UINT16, struct.pack("<H", i)).key("split.count", UINT16, b"\2\0")
+        weights = np.full((2, 32), i + 1, np.float32).tobytes()
+        path.write_bytes(builder.tensor(f"blk.{i}.attn_q.weight", [32, 2], F32, weights).build())
+    target = tmp_path / "out.gguf"
+    assert cli.main(["quantize", str(parts[0]), str(target), "q8_0"]) == 0
+    with GGUFFile.open(target) as file:
+        assert not [key for key in file.metadata if key.startswith("split.")]
+    values = dequantized(target)
+    for i in range(2):
+        np.testing.assert_allclose(values[f"blk.{i}.attn_q.weight"], i + 1, rtol=1e-3)
 
 
 def test_same_bytes_for_any_number_of_threads_and_chunk(source, tmp_path, monkeypatch):

@@ -120,11 +120,18 @@ _FILE_TYPES = {
     "f16": "MOSTLY_F16",
     "bf16": "MOSTLY_BF16",
     "q8_0": "MOSTLY_Q8_0",
+    "q5_1": "MOSTLY_Q5_1",
     "q5_0": "MOSTLY_Q5_0",
     "q4_1": "MOSTLY_Q4_1",
     "q4_0": "MOSTLY_Q4_0",
     "q6_k": "MOSTLY_Q6_K",
+    "q5_k": "MOSTLY_Q5_K_S",
     "q4_k": "MOSTLY_Q4_K_S",
+    "q3_k": "MOSTLY_Q3_K_S",
+    "q2_k": "MOSTLY_Q2_K",
+    "iq4_nl": "MOSTLY_IQ4_NL",
+    "iq4_xs": "MOSTLY_IQ4_XS",
+    "mxfp4": "MOSTLY_MXFP4_MOE",
 }
 
 

@@ -26,6 +26,16 @@ cdef extern from "quantizers.h" nogil:
 
 cdef int64_t WEIGHTS_A_TASK = 16384  # 64 blocks of 256: a multiple of every step that a quantiser takes
 
+cdef int quantizer_of(format) except -1:
+    """Place of a format in the table of quantisers."""
+    return _INDEX[format]
+
+
+cdef void quantize_blocks(int quantizer, const float *x, int64_t n_blocks, uint8_t *out) noexcept nogil:
+    """Blocks of weights that the format holds."""
+    WOOLLY_QUANTIZERS[quantizer].rows(x, n_blocks, out)
+
+
 _INDEX = {WOOLLY_QUANTIZERS[i].name.decode(): i for i in range(WOOLLY_N_QUANTIZERS)}
 QUANTIZED_FORMATS = tuple(_INDEX)
 
@@ -77,10 +87,12 @@ def quantize_rows(const float[:, ::1] x not None, format, /, *, n_threads=None):
     cdef const float *weights = &x[0, 0]
     cdef uint8_t[:, ::1] blocks = out
     cdef uint8_t *bytes = &blocks[0, 0]
-    cdef int64_t[::1] unfit = np.empty(n_tasks, dtype=np.int64)
+    unfit = np.empty(n_tasks, dtype=np.int64)
+    cdef int64_t[::1] unfit_view = unfit
+    cdef int64_t *places = &unfit_view[0]
     for task in prange(n_tasks, nogil=True, num_threads=threads, schedule="dynamic"):
-        unfit[task] = quantize_task(quantizer, weights, n_weights, task, bytes)
-    first = int(np.min(unfit))
+        places[task] = quantize_task(quantizer, weights, n_weights, task, bytes)
+    first = int(unfit.min())
     if first < n_weights:
         row, column = divmod(first, x.shape[1])
         raise ValueError(
