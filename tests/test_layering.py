@@ -42,7 +42,7 @@ ORDER = (
     ("tokenizer",),
     ("prompts",),
     ("convert.config_json",),
-    ("convert.merges", "convert.rope", "convert.tensors"),
+    ("convert.merges", "convert.rope", "convert.tensors", "convert.chat_templates"),
     ("convert.mxfp4", "convert.tokenizer_json", "convert.quantized", "convert.self_contained"),
     ("convert.recipes",),
     ("convert.folder", "convert.writing"),
