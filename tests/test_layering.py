@@ -17,7 +17,7 @@ ORDER = (
     ("config", "_kernels.threads", "_kernels.scan", "atomic"),
     ("_kernels.dispatch", "_kernels.quantize"),
     ("_kernels.matmul",),
-    ("_kernels.rows", "_kernels.attention", "_kernels.generate", "_kernels.limits"),
+    ("_kernels.rows", "_kernels.attention", "_kernels.experts", "_kernels.generate", "_kernels.limits"),
     ("_kernels.program",),
     ("_kernels",),
     ("formats",),
