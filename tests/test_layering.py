@@ -17,7 +17,7 @@ ORDER = (
     ("config", "_kernels.threads", "_kernels.scan", "atomic"),
     ("_kernels.dispatch", "_kernels.quantize"),
     ("_kernels.matmul",),
-    ("_kernels.rows", "_kernels.attention", "_kernels.generate", "_kernels.limits"),
+    ("_kernels.rows", "_kernels.attention", "_kernels.experts", "_kernels.generate", "_kernels.limits"),
     ("_kernels.program",),
     ("_kernels",),
     ("formats",),
@@ -30,7 +30,7 @@ ORDER = (
     ("models.gguf_config",),
     ("models.llama",),
     ("models.qwen2", "models.qwen3", "models.gemma", "models.phi3", "models.olmo2", "models.granite"),
-    ("models.smollm3", "models.starcoder2", "models.gemma2", "models.gemma3"),
+    ("models.smollm3", "models.starcoder2", "models.gemma2", "models.gemma3", "models.qwen3moe", "models.gpt_oss"),
     ("models",),
     ("engine", "pretokenizers", "chat", "sampling", "terminal", "materialise"),
     (

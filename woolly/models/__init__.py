@@ -7,7 +7,21 @@ pass as operations. `ARCHITECTURES` is the list of those that are known.
 from types import ModuleType
 
 from woolly.errors import UnsupportedModelError
-from woolly.models import gemma, gemma2, gemma3, granite, llama, olmo2, phi3, qwen2, qwen3, smollm3, starcoder2
+from woolly.models import (
+    gemma,
+    gemma2,
+    gemma3,
+    gpt_oss,
+    granite,
+    llama,
+    olmo2,
+    phi3,
+    qwen2,
+    qwen3,
+    qwen3moe,
+    smollm3,
+    starcoder2,
+)
 
 ARCHITECTURES: dict[str, ModuleType] = {
     "llama": llama,
@@ -21,6 +35,8 @@ ARCHITECTURES: dict[str, ModuleType] = {
     "granite": granite,
     "smollm3": smollm3,
     "starcoder2": starcoder2,
+    "qwen3moe": qwen3moe,
+    "gpt-oss": gpt_oss,
 }
 
 
