@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from woolly._kernels import GENERATED_FORMATS, KVCache, PackedMatrix, generate, generate_all, kernel_formats
 from woolly.byte_tokenizer import MIN_VOCAB_SIZE
-from woolly.config import ModelConfig
+from woolly.config import ModelConfig, RopeScaling
 from woolly.errors import WoollyError
 from woolly.memory import check_fits
 
@@ -200,6 +200,7 @@ def _config(values: Mapping[str, Any], rope_theta: float) -> ModelConfig:
         rms_norm_eps=RMS_NORM_EPS,
         rope_theta=float(np.float32(rope_theta)),
         rope_dim=head_dim,
+        rope_scaling=RopeScaling(n_ctx_original=values["n_ctx"]),  # as a file that says nothing of it is read
         attention_scale=head_dim**-0.5,
         **sizes,
     )
