@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 
 # Public name -> module that defines it. Imported at first use: `woolly --help` should not pay for the kernels.
 _HOME = {
+    "CancelledError": "errors",
     "ChatTemplate": "chat",
     "Completion": "session",
     "ContextFullError": "errors",
@@ -22,6 +23,7 @@ _HOME = {
     "MemoryPlan": "model",
     "Model": "model",
     "ModelConfig": "config",
+    "NonFiniteError": "errors",
     "NotEnoughMemoryError": "errors",
     "PackedMatrix": "_kernels",
     "Piece": "session",
@@ -42,6 +44,7 @@ _HOME = {
 }
 
 __all__ = [
+    "CancelledError",
     "ChatTemplate",
     "Completion",
     "ContextFullError",
@@ -52,6 +55,7 @@ __all__ = [
     "MemoryPlan",
     "Model",
     "ModelConfig",
+    "NonFiniteError",
     "NotEnoughMemoryError",
     "PackedMatrix",
     "Piece",
@@ -78,9 +82,11 @@ if TYPE_CHECKING:
     from woolly.config import ModelConfig
     from woolly.environment import show_config
     from woolly.errors import (
+        CancelledError,
         ContextFullError,
         DownloadError,
         GGUFError,
+        NonFiniteError,
         NotEnoughMemoryError,
         TemplateError,
         UnsupportedFormatError,

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from woolly._kernels import PackedMatrix, Program
 from woolly.config import ModelConfig
+from woolly.errors import GGUFError
 from woolly.weights import Weights
 
 
@@ -31,12 +32,22 @@ class RopeTable:
     Attributes
     ----------
     cos, sin : float32, (n_ctx, n_rot / 2)
+
+    Raises
+    ------
+    GGUFError
+        The base and the factors do not make finite angles.
     """
 
     def __init__(
         self, n_ctx: int, n_rot: int, theta: float, *, freq_factors: NDArray[np.float32] | None = None
     ) -> None:
-        frequencies = theta ** (-np.arange(0, n_rot, 2, dtype=np.float64) / n_rot)
+        if freq_factors is not None and not (np.isfinite(freq_factors) & (freq_factors > 0)).all():
+            raise GGUFError("rope_freqs: expected frequency factors above 0, found others")
+        with np.errstate(over="ignore"):
+            frequencies = theta ** (-np.arange(0, n_rot, 2, dtype=np.float64) / n_rot)
+        if not np.isfinite(frequencies * n_ctx).all():
+            raise GGUFError(f"rope.freq_base: {theta} makes frequencies that are not finite")
         if freq_factors is not None:
             frequencies = frequencies / freq_factors.astype(np.float64)
         angles = np.arange(n_ctx, dtype=np.float64)[:, None] * frequencies

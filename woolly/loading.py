@@ -17,6 +17,7 @@ from woolly.materialise import Materialisation
 from woolly.metadata import Metadata
 from woolly.model import Model
 from woolly.models import architecture
+from woolly.models.gguf_config import refuse_unread
 from woolly.tokenizer import Tokenizer
 from woolly.weights import Weights
 
@@ -70,6 +71,7 @@ def load_gguf(
     with open_gguf(path) as file:
         arch = architecture(file.metadata.get_str("general.architecture"))
         config = arch.read_config(file.metadata)
+        refuse_unread(file.metadata, getattr(arch, "IGNORED_KEYS", ()))
         n_ctx = _check_n_ctx(n_ctx, config.n_ctx_train)
         tokenizer = Tokenizer.from_metadata(file.metadata)
         if tokenizer.vocab_size != config.vocab_size:

@@ -98,8 +98,10 @@ class Metadata(Mapping[str, Any]):
     def __init__(self, path: str, entries: dict[str, Entry]) -> None:
         self._path = path
         self._entries = entries
+        self._read: set[str] = set()
 
     def __getitem__(self, key: str) -> Any:
+        self._read.add(key)
         return self._entries[key].value
 
     def __iter__(self) -> Iterator[str]:
@@ -110,6 +112,10 @@ class Metadata(Mapping[str, Any]):
 
     def __repr__(self) -> str:
         return f"<Metadata of {self._path!r}: {len(self)} keys>"
+
+    def unread(self, prefix: str) -> list[str]:
+        """Keys with this prefix whose values nobody has asked for yet, in the file's order."""
+        return [key for key in self._entries if key.startswith(prefix) and key not in self._read]
 
     def get_str(self, key: str, default: _T = _REQUIRED) -> str | _T:
         """Return a string."""
@@ -148,6 +154,7 @@ class Metadata(Mapping[str, Any]):
             One-dimensional; integers and floats in the width that the file has.
         """
         expected = f"an array of {'' if length is None else f'{length} '}{_ARRAY_KINDS[kind]}"
+        self._read.add(key)
         entry = self._entries.get(key)
         if entry is None:
             return self._missing(key, expected, default)
@@ -162,6 +169,7 @@ class Metadata(Mapping[str, Any]):
         return entry.value
 
     def _scalar(self, key: str, kind: type, expected: str, default: Any) -> Any:
+        self._read.add(key)
         entry = self._entries.get(key)
         if entry is None:
             return self._missing(key, expected, default)

@@ -200,7 +200,7 @@ class Vocabulary:
         """Return the byte that a token of type BYTE stands for."""
         match = _BYTE_TOKEN.fullmatch(self.tokens[token_id])
         if match is None:
-            token = self.tokens[token_id]
+            token = self.tokens[token_id][:80]
             raise GGUFError(f"{PREFIX}tokens has {token!r} of type byte as id {token_id}, expected <0x00> to <0xFF>")
         return int(match[1], 16)
 
@@ -284,7 +284,7 @@ def read_merges(keys: Keys, ids: Mapping[str, int]) -> list[str]:
         return merges
     for number, merge in enumerate(merges):
         if merge.count(" ") != 1 or merge.replace(" ", "") not in ids:
-            raise GGUFError(f"{PREFIX}merges has {merge!r} as number {number}, expected the two parts of a token")
+            raise GGUFError(f"{PREFIX}merges has {merge[:80]!r} as number {number}, expected the two parts of a token")
     return merges
 
 
@@ -306,7 +306,8 @@ def _read_kind(keys: Keys) -> str:
     if kind is None:
         raise GGUFError(f"{PREFIX}model is missing: the file has no tokenizer")
     if kind not in KINDS:
-        raise UnsupportedModelError(f"unknown tokenizer {kind!r} in {PREFIX}model; known: {', '.join(sorted(KINDS))}")
+        known = ", ".join(sorted(KINDS))
+        raise UnsupportedModelError(f"unknown tokenizer {kind[:80]!r} in {PREFIX}model; known: {known}")
     return kind
 
 
@@ -326,7 +327,7 @@ def _index(tokens: list[str]) -> dict[str, int]:
     ids = dict(zip(tokens, range(len(tokens)), strict=True))
     if len(ids) != len(tokens):
         first, token = next((i, token) for i, token in enumerate(tokens) if ids[token] != i)
-        raise GGUFError(f"{PREFIX}tokens has {token!r} twice, as ids {first} and {ids[token]}")
+        raise GGUFError(f"{PREFIX}tokens has {token[:80]!r} twice, as ids {first} and {ids[token]}")
     return ids
 
 

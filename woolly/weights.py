@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from woolly._kernels import PackedMatrix, dequantize, kernel_formats
 from woolly.errors import GGUFError, UnsupportedFormatError
 from woolly.gguf_file import GGUFFile, TensorInfo
+from woolly.metadata import show
 
 
 class Weights:
@@ -78,7 +79,7 @@ class Weights:
         """
         for name in self._file.tensors:
             if name not in self._taken:
-                raise GGUFError(f"{self._file.path}: tensor {name!r} has no place in this architecture")
+                raise GGUFError(f"{self._file.path}: tensor {show(name)} has no place in this architecture")
 
     def skip(self, name: str) -> None:
         """Say that a tensor is known and not needed."""
@@ -87,15 +88,15 @@ class Weights:
     def _checked(self, name: str, shape: tuple[int, ...]) -> TensorInfo:
         info = self._file.tensors.get(name)
         if info is None:
-            raise GGUFError(f"{self._file.path}: tensor {name!r} is missing")
+            raise GGUFError(f"{self._file.path}: tensor {show(name)} is missing")
         if info.shape != shape:
             raise GGUFError(
-                f"{self._file.path}: tensor {name!r} at offset {info.offset} has shape {info.shape}, "
+                f"{self._file.path}: tensor {show(name)} at offset {info.offset} has shape {info.shape}, "
                 f"the configuration says {shape}"
             )
         if info.format.name not in kernel_formats():
             raise UnsupportedFormatError(
-                f"{self._file.path}: tensor {name!r} is stored as {info.format.name}, which has no kernels yet; "
+                f"{self._file.path}: tensor {show(name)} is stored as {info.format.name}, which has no kernels yet; "
                 f"those that have: {', '.join(kernel_formats())}"
             )
         self._taken.add(name)

@@ -12,7 +12,7 @@ from woolly._kernels.dispatch import (
 )
 from woolly._kernels.generate import GENERATED_FORMATS, generate, generate_all
 from woolly._kernels.matmul import PackedMatrix, aligned_empty, dequantize, matmul
-from woolly._kernels.program import Program
+from woolly._kernels.program import Program, Stop
 from woolly._kernels.rows import exp_f32, glu_f32, quantize_q16, rmsnorm_f32, rope_f32, softmax_f32
 from woolly._kernels.threads import check_threads, default_threads
 
@@ -21,6 +21,7 @@ __all__ = [
     "KVCache",
     "PackedMatrix",
     "Program",
+    "Stop",
     "active_isa",
     "aligned_empty",
     "attention_f32",

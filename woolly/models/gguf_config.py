@@ -3,15 +3,30 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from typing import Any
+
+import numpy as np
 
 from woolly.config import ModelConfig
 from woolly.errors import GGUFError, UnsupportedModelError
-from woolly.metadata import Metadata
+from woolly.metadata import Metadata, StringArray, show
 
 MAX_LAYERS = 256
 MAX_SIZE = 1 << 24  # of a hidden, intermediate or context size
 MAX_HEAD_DIM = 1024
+
+# Keys under an architecture's name that say nothing about how logits are computed.
+HARMLESS_KEYS = frozenset(
+    {
+        "embedding_length_out",
+        "pooling_type",
+        "rope.scaling.finetuned",
+        "rope.scaling.original_context_length",  # counts only with a scaling type, which is read
+        "tensor_data_layout",
+        "vocab_size",  # the tokenizer's list and the embedding decide
+    }
+)
 
 
 def read_config(metadata: Metadata, **differences: Any) -> ModelConfig:
@@ -90,3 +105,29 @@ def refuse_rope_scaling(metadata: Metadata, arch: str) -> None:
         raise UnsupportedModelError(f"{arch}.rope.scaling.type: {kind!r} is not supported yet")
     if metadata.get_float(f"{arch}.rope.scale_linear", 1.0) != 1.0:
         raise UnsupportedModelError(f"{arch}.rope.scale_linear: scaled RoPE is not supported yet")
+
+
+def refuse_unread(metadata: Metadata, ignored: Collection[str] = ()) -> None:
+    """Refuse a key under the architecture's name that nobody has read: it may ask for other arithmetic.
+
+    Parameters
+    ----------
+    metadata : Metadata
+        After the architecture's `read_config`.
+    ignored : collection of str
+        Further keys, without the architecture's name, that change no logits.
+
+    Raises
+    ------
+    UnsupportedModelError
+        Names the first such key. Neutral values pass: zero, false, empty, "none", and scales and factors of one.
+    """
+    prefix = metadata.get_str("general.architecture") + "."
+    for key in metadata.unread(prefix):
+        name = key.removeprefix(prefix)
+        if name in HARMLESS_KEYS or name in ignored:
+            continue
+        value = metadata[key]
+        is_scale = "scale" in name or "factor" in name
+        if isinstance(value, StringArray | np.ndarray) or (value and value != "none" and not (is_scale and value == 1)):
+            raise UnsupportedModelError(f"{show(key)} is {show(value)}: it may change the arithmetic, and is not known")
