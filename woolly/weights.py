@@ -6,6 +6,8 @@ nothing is inflated on the way. It does not know what a tensor is for.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -13,6 +15,17 @@ from woolly._kernels import PackedMatrix, dequantize, kernel_formats
 from woolly.errors import GGUFError, UnsupportedFormatError
 from woolly.gguf_file import GGUFFile, TensorInfo
 from woolly.metadata import show
+
+GROUP_ROWS = 16  # rows that lie side by side in a packed matrix
+
+
+def packed_bytes(info: TensorInfo) -> int:
+    """Bytes that a tensor takes once it is packed: matrices in whole groups of rows, vectors as float32."""
+    n_columns = info.shape[-1]
+    n_rows = math.prod(info.shape[:-1])
+    if len(info.shape) == 1:
+        return 4 * n_columns
+    return -(-n_rows // GROUP_ROWS) * GROUP_ROWS * info.format.nbytes(n_columns)
 
 
 class Weights:
