@@ -1,8 +1,8 @@
 """The second promise, by hash: the logits of a token are the same bits however they are computed.
 
 Every format that has kernels, on `llama`, and every architecture: both come from the registries, so that a new one
-joins by itself (its `write_tiny_NAME` in make_gguf.py must be there). For each, the SHA-256 of all logits of a prompt is
-compared over threads, batch sizes, chunks and instruction sets, after `rewind`, and with a prefix that was there.
+joins by itself (its `write_tiny_NAME` in make_gguf.py must be there). The SHA-256 of all logits of a prompt is
+compared over threads, batch sizes, chunks and instruction sets, and after `rewind`.
 """
 
 from __future__ import annotations
