@@ -94,9 +94,12 @@ REFUSED: dict[str, tuple[ModelParts, str]] = {
     "embedding_length 0": (integer("llama.embedding_length", 0), "embedding_length: expected an integer of 1 to"),
     "embedding_length huge": (
         integer("llama.embedding_length", 1 << 24).set("llama.attention.key_length", UINT32, u32(16)),
-        "token_embd.weight.*the configuration says",
+        "token_embd.weight.*the configuration says|needs .* of memory",  # whichever comes first on this machine
     ),
-    "feed_forward_length huge": (integer("llama.feed_forward_length", 1 << 24), "ffn_gate.weight.*configuration says"),
+    "feed_forward_length huge": (
+        integer("llama.feed_forward_length", 1 << 24),
+        "ffn_gate.weight.*configuration|needs .* of memory",
+    ),
     "key_length 0": (integer("llama.attention.key_length", 0), "key_length: expected an integer of 1 to 1024, got 0"),
     "key_length 2^31": (integer("llama.attention.key_length", 2**31), "key_length: expected an integer of 1 to 1024"),
     # numbers

@@ -82,8 +82,7 @@ class Engine:
         cache_dtype: str = "f16",
         wait_ready: Callable[[], None] | None = None,
     ) -> None:
-        if cache_dtype not in ("f16", "f32"):
-            raise ValueError(f'cache_dtype must be "f16" or "f32", got {cache_dtype!r}')
+        check_cache_dtype(cache_dtype)
         self.program = program
         self.config = config
         self.n_ctx = n_ctx
@@ -250,6 +249,12 @@ class _Watch(dict[str, Any]):
                 f"logits are not finite: the first number that is not is {rows[row, column]} in the output of "
                 f"{name!r}, row {row}, column {column}"
             )
+
+
+def check_cache_dtype(cache_dtype: str) -> None:
+    """Raise ValueError unless keys and values can be stored so."""
+    if cache_dtype not in ("f16", "f32"):
+        raise ValueError(f'cache_dtype must be "f16" or "f32", got {cache_dtype!r}')
 
 
 def _is_finite(rows: NDArray[np.float32]) -> bool:

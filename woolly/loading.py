@@ -11,7 +11,7 @@ from woolly._kernels import KVCache, Program
 from woolly.byte_tokenizer import ByteTokenizer
 from woolly.chat import ChatTemplate
 from woolly.config import ModelConfig
-from woolly.engine import Engine
+from woolly.engine import Engine, check_cache_dtype
 from woolly.errors import GGUFError, WoollyError
 from woolly.gguf_split import open_gguf
 from woolly.materialise import Materialisation
@@ -73,6 +73,7 @@ def load_gguf(
     Weights are packed tensor by tensor as the file is read and stay quantised; nothing refers to the file afterwards.
     """
     started = time.perf_counter()
+    check_cache_dtype(cache_dtype)
     with open_gguf(path) as file:
         arch = architecture(file.metadata.get_str("general.architecture"))
         config = arch.read_config(file.metadata)
