@@ -159,12 +159,12 @@ class Engine:
         batches = _batches([len(ids) for ids in tokens], limit)
         for batch in batches:
             self._run(batch, sequences, tokens, results, captured, stop=stop)
+        if capture is not None:
+            capture.update({name: np.concatenate(parts) for name, parts in captured.items() if parts})
         if not all(map(_is_finite, results)):
             for sequence, n_past in zip(sequences, before, strict=True):
                 sequence.n_past = n_past
             self._explain(batches, sequences, tokens, results)
-        if capture is not None:
-            capture.update({name: np.concatenate(parts) for name, parts in captured.items() if parts})
         return results
 
     def _checked(self, sequence: EngineSequence, ids: Sequence[int] | NDArray[np.integer]) -> NDArray[np.int32]:
