@@ -9,6 +9,7 @@ limit, a warning or any other exception is a find, and is told with its number: 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import mmap
 import os
@@ -25,7 +26,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import gguf_builder as build
+import make_gguf
 from gguf_builder import GGUFBuilder, ModelParts, array, f32, string, u32, u64
+
+import woolly
+from woolly.models import ARCHITECTURES
 
 MARGIN_BYTES = 256 << 20  # that a worker may take beyond what it has after its first model
 MAX_CPU_S = 5  # for one mutant
@@ -48,6 +53,9 @@ WIDTHS = {build.UINT8: "B", build.INT8: "b", build.UINT16: "H", build.INT16: "h"
 def mutant(number: int) -> bytes:
     """The file of this number."""
     rng = random.Random(number)
+    if rng.random() < 0.1:
+        data, n_header = tiny_model(rng.choice(sorted(ARCHITECTURES)))
+        return change_bytes(rng, data, n_header)
     tokenizer = rng.choice(("llama", "llama", "gpt2", "t5", "bert"))
     parts = ModelParts(tokenizer=tokenizer, matrix_type=rng.choice((build.F32, build.Q8_0)), seed=number)
     for _ in range(rng.choice((1, 1, 1, 2, 2, 3, 5))):
@@ -59,6 +67,17 @@ def mutant(number: int) -> bytes:
     else:
         data = parts.build()
     return change_bytes(rng, data) if rng.random() < 0.3 else data
+
+
+@functools.cache
+def tiny_model(arch: str) -> tuple[bytes, int]:
+    """The file that make_gguf.py writes for an architecture, and where its tensors begin."""
+    writer = getattr(make_gguf, f"write_tiny_{arch.replace('-', '_')}")
+    with tempfile.TemporaryDirectory() as folder:
+        path = writer(Path(folder) / "tiny.gguf")
+        with woolly.GGUFFile.open(path) as file:
+            n_header = min(info.offset for info in file.tensors.values())
+        return path.read_bytes(), n_header
 
 
 def scalar(rng: random.Random, value_type: int) -> bytes:
@@ -184,11 +203,11 @@ def with_lies(rng: random.Random, parts: ModelParts) -> bytes:
     return builder.build(**counts)
 
 
-def change_bytes(rng: random.Random, data: bytes) -> bytes:
+def change_bytes(rng: random.Random, data: bytes, n_header: int = 2500) -> bytes:
     """Flip, overwrite, insert, remove, cut."""
     raw = bytearray(data)
     for _ in range(rng.choice((1, 1, 2, 4))):
-        at = rng.randrange(min(len(raw), 2500))
+        at = rng.randrange(min(len(raw), n_header))
         action = rng.randrange(5)
         if action == 0:
             raw[at] ^= 1 << rng.randrange(8)
@@ -217,8 +236,6 @@ def virtual_bytes() -> int:
 
 def try_one(path: Path, data: bytes) -> str:
     """Open it and run four tokens: "refused", "ran" or "not finite"; anything else raises."""
-    import woolly
-
     path.write_bytes(data)
     try:
         model = woolly.load_gguf(path, n_threads=1)

@@ -235,6 +235,20 @@ def test_threads_with_sessions_of_their_own_get_what_one_gets(slow: Model) -> No
         assert list(pool.map(lambda prompt: slow.forward(prompt[:20]).tobytes(), prompts)) == logits
 
 
+def test_other_threads_run_while_kernels_do(slow: Model) -> None:
+    """The GIL is free: pure Python gets on while a prompt is read."""
+    session = slow.session()
+    with ThreadPoolExecutor(1) as pool:
+        running, n = pool.submit(session.feed, PROMPT), 0
+        started = time.perf_counter()
+        while time.perf_counter() - started < 0.5 and not running.done():
+            n += 1
+        session.cancel()
+        with pytest.raises(CancelledError):
+            running.result()
+    assert n > 10_000
+
+
 @pytest.mark.parametrize("ids", [["12"], [1.0], [1.7, 2], [True], [None], [np.float32(1)], [[1]], [b"1"]])
 def test_ids_are_integers(slow: Model, ids: list[object]) -> None:
     session = slow.session()

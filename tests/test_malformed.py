@@ -38,7 +38,8 @@ from gguf_builder import (
 
 import woolly
 from woolly.errors import ContextFullError, GGUFError, NonFiniteError, UnsupportedModelError, WoollyError
-from woolly.models import gguf_config
+from woolly.gguf_file import GGUFFile
+from woolly.models import ARCHITECTURES, gguf_config
 
 ESC = "\x1b[31m"
 NAN, INFINITY = float("nan"), float("inf")
@@ -114,10 +115,13 @@ REFUSED: dict[str, tuple[ModelParts, str]] = {
         ModelParts(hidden=256).set("llama.rope.freq_base", FLOAT64, struct.pack("<d", 1e-320)),
         "freq_base: 1e-320 makes frequencies that are not finite",
     ),
-    "rope factors 0": (ModelParts().tensor("rope_freqs.weight", [8], F32, bytes(32)), "rope_freqs: expected frequency"),
+    "rope factors 0": (
+        ModelParts().tensor("rope_freqs.weight", [8], F32, bytes(32)),
+        "rope_freqs.*frequency factors above 0",
+    ),
     "rope factors NaN": (
         ModelParts().tensor("rope_freqs.weight", [8], F32, f32(NAN) * 8),
-        "rope_freqs: expected frequency factors above 0",
+        "rope_freqs.*frequency factors above 0",
     ),
     "rope factors of another length": (
         ModelParts().tensor("rope_freqs.weight", [9], F32, f32(1) * 9),
@@ -334,7 +338,7 @@ def test_the_operation_that_is_not_finite_is_named(load: Callable[..., woolly.Mo
 # Keys that nobody reads
 
 
-def arch_keys() -> list[str]:
+def arch_keys() -> set[str]:
     """Every key that the `gguf` package knows under an architecture's name."""
     found = set()
 
@@ -346,23 +350,24 @@ def arch_keys() -> list[str]:
                 found.add(value.removeprefix("{arch}."))
 
     walk(gguf.constants.Keys)
-    return sorted(found)
+    return found
 
 
-READ_BY_LLAMA = {
-    key.removeprefix("llama.") for key in map(str, ModelParts().keys) if key.startswith("llama.")
-} | {"attention.key_length", "attention.value_length", "rope.scaling.type", "expert_count"}  # fmt: skip
+def keys_that_are_read(path: Path) -> set[str]:
+    """Keys that the architecture asks a file for, without its name."""
+    path.write_bytes(ModelParts().build())
+    with GGUFFile.open(path) as file:
+        ARCHITECTURES["llama"].read_config(file.metadata)
+        return {key.removeprefix("llama.") for key in file.metadata._read if key.startswith("llama.")}
 
 
-def test_keys_that_may_change_the_arithmetic_are_refused(load: Callable[..., woolly.Model]) -> None:
+def test_keys_that_may_change_the_arithmetic_are_refused(load: Callable[..., woolly.Model], tmp_path: Path) -> None:
     n_refused = 0
-    for key in arch_keys():
-        if key in READ_BY_LLAMA:
-            continue
+    for key in sorted(arch_keys() - keys_that_are_read(tmp_path / "sound.gguf")):
         if key in gguf_config.HARMLESS_KEYS:
             load(integer(f"llama.{key}", 7)).close()
             continue
-        with pytest.raises(UnsupportedModelError, match=re.escape(f"'llama.{key}") + ".*|" + re.escape(key)):
+        with pytest.raises(UnsupportedModelError, match=re.escape(key)):
             load(integer(f"llama.{key}", 7))
         load(integer(f"llama.{key}", 0)).close()
         n_refused += 1
