@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from woolly import load_gguf
 from woolly._kernels import attention as attention_module
-from woolly._kernels import kernel_formats, use_isa
+from woolly._kernels import converted_formats, kernel_formats, use_isa
 from woolly._kernels import matmul as _
 from woolly._kernels import program as program_module
 from woolly._kernels import rows as rows_module
@@ -132,16 +132,17 @@ def check_rows(rng: np.random.Generator) -> None:
 def check_matmul(rng: np.random.Generator, name: str) -> None:
     """Packing, products and dequantising of one format, with tails of rows, blocks and columns."""
     block_size = 1 if name in make_gguf.FLOATS else make_gguf.gguf.GGML_QUANT_SIZES[make_gguf.ggml_type_of(name)][0]
-    blocks = (1, 2, 3, 15, 16, 17, 40) if block_size == 1 else (1, 2, 3, 5)
-    for n_rows in (1, 2, 15, 16, 17, 31, 32, 33, 49):
+    blocks = {1: (1, 2, 3, 15, 16, 17, 40), 256: (1, 2)}.get(block_size, (1, 2, 3, 5))
+    for n_rows in (1, 15, 16, 17, 33, 49):
         for n_blocks in blocks:
             n_cols = n_blocks * block_size
             raw = copied(make_gguf.random_rows(rng, name, n_rows, n_cols, std=0.1), np.uint8)
             w = matmul_module.PackedMatrix(n_rows, n_cols, name).pack(raw, n_threads=1)
-            assert w.unpack().tobytes() == raw.tobytes()
+            if name not in converted_formats():
+                assert w.unpack().tobytes() == raw.tobytes()
             matmul_module.dequantize(raw, name)
             w.rows(np.array([n_rows - 1, 0]))
-            for n in (1, 2, 3, 4, 5, 6, 7, 8, 9, 12, 13, 16, 17, 48, 49):
+            for n in (1, 2, 3, 4, 5, 6, 7, 12, 13, 17, 49):
                 x = copied(rng.standard_normal((n, n_cols)))
                 out = matmul_module.matmul(w, x, out=guarded((n, n_rows), np.float32), n_threads=1)
                 assert np.isfinite(out).all(), (name, n_rows, n_cols, n)

@@ -410,4 +410,7 @@ def test_a_model_needs_its_file_no_more(tmp_path: Path) -> None:
 
 def test_a_part_of_a_split_model_is_refused(load: Callable[..., woolly.Model]) -> None:
     with pytest.raises(GGUFError, match=r"output_norm\.weight' is missing"):
-        load(with_key("split.count", UINT32, u32(2)).drop("output_norm.weight"))
+        load(ModelParts().drop("output_norm.weight"))
+    for count in (2, 2**31, 2**32 - 1):
+        with pytest.raises(GGUFError, match=r"split\.no|must be named"):
+            load(with_key("split.count", UINT32, u32(count)))

@@ -27,7 +27,7 @@ BATCHES = (1, 2, 3, 7, 16)
 CHUNKS = (1, 3, 32, 64, 100, 512, None)
 N_TOKENS = 137  # a tile of keys and a few, no multiple of anything
 FORMATS = [name for name in kernel_formats() if name in (*make_gguf.FLOATS, *make_gguf.RANDOM_BLOCKS)]
-SIZES = {"n_layers": 2, "hidden": 64, "n_heads": 4, "n_kv_heads": 2, "head_dim": 32, "intermediate": 96, "n_ctx": 160}
+SIZES = {"n_layers": 1, "hidden": 64, "n_heads": 4, "n_kv_heads": 2, "head_dim": 32, "intermediate": 96, "n_ctx": 160}
 K_SIZES = SIZES | {"hidden": 256, "head_dim": 64, "intermediate": 256}  # for formats with blocks of 256
 
 

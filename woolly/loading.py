@@ -13,6 +13,7 @@ from woolly.chat import ChatTemplate
 from woolly.config import ModelConfig
 from woolly.engine import Engine, check_cache_dtype
 from woolly.errors import GGUFError, WoollyError
+from woolly.gguf_file import GGUFFile
 from woolly.gguf_split import open_gguf
 from woolly.materialise import Materialisation
 from woolly.memory import check_fits

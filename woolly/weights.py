@@ -16,16 +16,12 @@ from woolly.errors import GGUFError, UnsupportedFormatError
 from woolly.gguf_file import GGUFFile, TensorInfo
 from woolly.metadata import show
 
-GROUP_ROWS = 16  # rows that lie side by side in a packed matrix
-
 
 def packed_bytes(info: TensorInfo) -> int:
-    """Bytes that a tensor takes once it is packed: matrices in whole groups of rows, vectors as float32."""
-    n_columns = info.shape[-1]
-    n_rows = math.prod(info.shape[:-1])
-    if len(info.shape) == 1:
-        return 4 * n_columns
-    return -(-n_rows // GROUP_ROWS) * GROUP_ROWS * info.format.nbytes(n_columns)
+    """Bytes that a tensor takes once it is packed, or as it is where no kernel takes its format."""
+    if len(info.shape) == 1 or info.format.name not in kernel_formats():
+        return max(info.n_bytes, 4 * info.shape[-1])
+    return PackedMatrix(math.prod(info.shape[:-1]), info.shape[-1], info.format.name).nbytes
 
 
 class Weights:
