@@ -45,22 +45,24 @@ def dequantize(raw: npt.NDArray[np.uint8], ggml_type: str | gguf.GGMLQuantizatio
 
 
 def quantize_activations(x: npt.ArrayLike) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
-    """Quantise rows to 16 bits with one scale per 32 values: d = absmax / 32639, q = round_half_even(x / d).
+    """Quantise rows to 16 bits with one scale per 32 values: q = round_half_even(x / d).
 
-    q is written in two int8 digits, q = 256 hi + lo, and -128 is no lower digit: such a q is one more.
+    d is the least power of two that keeps |q| within 32639. q is written in two int8 digits, q = 256 hi + lo, and -128
+    is no lower digit: such a q is one more.
 
-    x : (..., k), k a multiple of 32. Returns q int32 (..., k) and d float32 (..., k / 32). A block whose absmax is at
-    most 1e-33 gives zeros. The quotient is not rounded before q is: float32 arithmetic may land one step away where it
-    lies near a half.
+    x : (..., k), k a multiple of 32. Returns q int32 (..., k) and d float32 (..., k / 32). A block whose absmax is
+    below 1e-32 gives zeros.
     """
     x = np.asarray(x, np.float64)
     blocks = x.reshape(*x.shape[:-1], x.shape[-1] // ACTIVATION_BLOCK, ACTIVATION_BLOCK)
     absmax = np.abs(blocks).max(axis=-1, keepdims=True)
-    absmax = np.where(absmax <= 1e-33, 0, absmax)
-    q = np.where(absmax > 0, np.rint(ACTIVATION_MOST * blocks / np.where(absmax > 0, absmax, 1)), 0)
+    absmax = np.where(absmax < np.float32(1e-32), 0, absmax)
+    mantissa, exponent = np.frexp(absmax / ACTIVATION_MOST)  # of 0.5 to 1: a power of two has the mantissa 0.5
+    d = np.where(absmax > 0, np.ldexp(1.0, exponent - (mantissa == 0.5)), 0)
+    q = np.where(absmax > 0, np.rint(blocks / np.where(absmax > 0, d, 1)), 0)
     high = np.floor((q + 128) / 256)
     q = 256 * high + np.maximum(q - 256 * high, -127)
-    return q.astype(np.int32).reshape(x.shape), (absmax[..., 0] / ACTIVATION_MOST).astype(np.float32)
+    return q.astype(np.int32).reshape(x.shape), d[..., 0].astype(np.float32)
 
 
 def dequantize_activations(q: npt.NDArray[np.int32], d: npt.NDArray[np.float32]) -> Array:
@@ -86,6 +88,19 @@ def rmsnorm(x: npt.ArrayLike, weight: npt.ArrayLike, *, eps: float) -> Array:
     x = np.asarray(x, np.float64)
     mean_square = np.mean(x * x, axis=-1, keepdims=True)
     return np.asarray(weight, np.float64) * (x / np.sqrt(mean_square + eps))
+
+
+def layernorm(x: npt.ArrayLike, weight: npt.ArrayLike, bias: npt.ArrayLike, *, eps: float) -> Array:
+    """weight · (x - mean(x)) / sqrt(var(x) + eps) + bias along the last axis: x (..., k), weight and bias (k,)."""
+    x = np.asarray(x, np.float64)
+    centred = x - x.mean(axis=-1, keepdims=True)
+    variance = np.mean(centred * centred, axis=-1, keepdims=True)
+    return np.asarray(weight, np.float64) * (centred / np.sqrt(variance + eps)) + np.asarray(bias, np.float64)
+
+
+def softcap(x: npt.ArrayLike, cap: float) -> Array:
+    """cap · tanh(x / cap), elementwise."""
+    return cap * np.tanh(np.asarray(x, np.float64) / cap)
 
 
 def rope(

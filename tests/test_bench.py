@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import oracle_models
 import pytest
 from make_gguf import write_tiny_gemma3, write_tiny_llama
 
@@ -202,6 +203,22 @@ def test_layer_of_gemma(run: Any, tmp_path: Path) -> None:
     _, *rows = run("layer", "--model", str(path), "-p", "4")
     matmuls = {row["part"] for row in rows if row.get("share") and row["table"] == "one layer"}
     assert matmuls == {"attn_qkv", "attn_heads", "attn_out", "ffn_gate_up", "ffn_out"}
+
+
+@pytest.mark.parametrize(
+    ("name", "matmuls"),
+    [
+        ("phi3", {"attn_qkv", "attn_residual", "ffn_gate_up", "ffn_residual"}),
+        ("starcoder2", {"attn_qkv", "attn_residual", "ffn_up", "ffn_residual"}),
+    ],
+)
+def test_layer_of_other_architectures(run: Any, tmp_path: Path, name: str, matmuls: set[str]) -> None:
+    """Tensors that hold several matrices, MLPs without a gate, stages that begin with a bias."""
+    path = oracle_models.write_gguf(oracle_models.MODELS[name], tmp_path / f"{name}.gguf")
+    _, *rows = run("layer", "--model", str(path), "-p", "4")
+    layer = [row for row in rows if row["table"] == "one layer"]
+    assert {row["part"] for row in layer if row.get("share")} == matmuls | {"attn_heads"}
+    assert all(row["does"] for row in layer)
 
 
 def test_model_rows_have_llama_benchs_fields(run: Any, tiny_llama: Path) -> None:

@@ -68,9 +68,12 @@ def conversations():
         yield system + TOOL_TURNS[:n_turns]
 
 
+THINKING = ({}, {"enable_thinking": False}, {"enable_thinking": True, "thinking": True, "reasoning_effort": "high"})
+
+
 def renderings(render):
     """Every conversation with every option; a refusal counts as the text `refused`."""
-    options = itertools.product((None, [TOOL], [TOOL, TOOL]), (True, False), ({}, {"enable_thinking": False}))
+    options = itertools.product((None, [TOOL], [TOOL, TOOL]), (True, False), THINKING)
     for messages, (tools, add_generation_prompt, variables) in itertools.product(list(conversations()), list(options)):
         try:
             yield render(messages, tools=tools, add_generation_prompt=add_generation_prompt, **variables)
@@ -101,17 +104,17 @@ def template_named(name, **tokens):
 # SHA-256 over all `renderings`, made with transformers 5.23.0 (test_as_transformers is the direct
 # comparison, where that is installed).
 DIGESTS = {
-    "HuggingFaceTB-SmolLM3-3B": "3c8ee1ba25621c3b0721794dabec4750a007e95e5eb283c1f73424b37eb2e7da",
-    "NousResearch-Hermes-3-Llama-3.1-8B-tool_use": "7ba8031846ca1b4a596ea351c203dc33eefe63ed351be5ba1fd3d7d2a6b6a35f",
-    "Qwen-Qwen2.5-7B-Instruct": "4de7659e76f909ea7b7124d206dd9f99f36f54f33febb749aab7fed10a01a8a0",
-    "Qwen-Qwen3-0.6B": "ec78e285e8b61b5410ec6673ad57536461d013616bd8cff461bf0a54b5b563bd",
-    "deepseek-ai-DeepSeek-R1-Distill-Qwen-32B": "e3274e3ecd1db601752f7009eb5a07cf323bca8511ef251cd3eec2b107b60d99",
-    "google-gemma-2-2b-it": "a8a691d329e4325ad95748864114896efc32ef1b4e7c60e4a875a152160a9dd2",
-    "ibm-granite-granite-3.3-2B-Instruct": "afaf1cacac47ca59329ef6545ba0a3ab57a1e377a5baa94c9fdee1a16cc53135",
-    "meta-llama-Llama-3.2-3B-Instruct": "42244fc036665badc725cf54bb090d134d42f41ef353c47ef82dd272e6517d2a",
-    "microsoft-Phi-3.5-mini-instruct": "d8b1bfb9dd6781b8bf6f5cedbeaa560edd485a98c4426461168cfe251bb9cd00",
-    "mistralai-Mistral-Nemo-Instruct-2407": "5be17c3adc7fce73114971d17e0b076532d308de5149f1761e617221461aa456",
-    "openai-gpt-oss-120b": "dab94eeede7f55324ce3c40fc1e738a8086ae6e996e7e28cd2a211df584992fa",
+    "HuggingFaceTB-SmolLM3-3B": "4426614573b17dc3f421c269d3cf713a37410bbc966fd6730223156869be8f79",
+    "NousResearch-Hermes-3-Llama-3.1-8B-tool_use": "70a21aeb7d08d660a5179fa7c89ff7abca331b83081c1ec5fb8eaf1d0521416f",
+    "Qwen-Qwen2.5-7B-Instruct": "47da578a69437ea8c4d8d4d3a9cfc0a6dff613c4c66705e208c03780143d03ac",
+    "Qwen-Qwen3-0.6B": "c52fb4d63e0750e2e76f354a112999c289280a2c1735a5dc265be7e418d8ed44",
+    "deepseek-ai-DeepSeek-R1-Distill-Qwen-32B": "de8736075b4891098aa399b52f08c83f32f57b3e29d3abbfae77c2a774f5ac59",
+    "google-gemma-2-2b-it": "5e5e6613560537ae4ccf50bd63f9b4f5feee294123e6f6c9194cdb33b9795232",
+    "ibm-granite-granite-3.3-2B-Instruct": "70333cf28f7b4de597e65fc4c859a106cd7c49ffc2ce31b8d27a8c749bcd2132",
+    "meta-llama-Llama-3.2-3B-Instruct": "da4054651e5c44a1a9519f2580bbe35478f1d9159190e3429ec919b82a0c7a07",
+    "microsoft-Phi-3.5-mini-instruct": "e4b20189fc2b5605a9f2434195bf922e50d8a51913cd054ede6fd265447026f2",
+    "mistralai-Mistral-Nemo-Instruct-2407": "1a956356869f0a737147f4674951188f5a5ae0cc3ac6db3f0c3092c8bcf112fc",
+    "openai-gpt-oss-120b": "04a04dd05503545041b162b54e2c5f2d0d69ef63fad86e5668de53a31dac71b8",
 }
 
 
@@ -138,6 +141,15 @@ def test_as_transformers(path, fixed_date, monkeypatch):
     rendered = list(renderings(template.render))
     assert rendered == list(renderings(expected))
     assert len(set(rendered)) > 1
+    last = {"continue_final_message": True, "add_generation_prompt": False}
+    for messages in ([TURNS[0], {"role": "assistant", "content": said}] for said in ("Yes, ", "No", [])):
+        try:
+            text = expected(messages, **last)
+        except Exception:
+            with pytest.raises((TemplateError, ValueError)):
+                template.render(messages, **last)
+        else:
+            assert template.render(messages, **last) == text
 
 
 def test_gemma_golden():
@@ -327,3 +339,55 @@ def test_only_json_data_reaches_the_template(options, message):
 def test_tuples_are_lists():
     message = {"role": "user", "content": "Hi", "extra": ({"a": (1, 2)},)}
     assert ChatTemplate("{{ messages[0].extra | tojson }}").render((message,)) == '[{"a": [1, 2]}]'
+
+
+def test_empty_fields_are_left_out():
+    message = {"role": "assistant", "content": None, "name": None, "tool_calls": [TOOL_CALL]}
+    template = ChatTemplate("{{ messages[0] | list }}")
+    assert template.render([message]) == "['role', 'tool_calls']"
+
+
+# --- continuing the last message ---
+
+SAID = [*HI, {"role": "assistant", "content": "Yes, ", "thinking": "So"}]
+
+
+@pytest.mark.parametrize(
+    ("source", "continued", "expected"),
+    [
+        ("{% for m in messages %}[{{ m.content }}]{% endfor %}", True, "[Hi][Yes, "),
+        ("{% for m in messages %}[{{ m.content | trim }}]{% endfor %}", True, "[Hi][Yes,"),
+        ("{% for m in messages %}[{{ m.thinking }}|{{ m.content }}]{% endfor %}", "reasoning_content", "[|Hi][So"),
+        ("{{ messages[0].content }}{{ add_generation_prompt }}", False, "HiTrue"),
+        ("{{ messages[1].content }}{{ add_generation_prompt }}", True, "Yes, "),
+    ],
+)
+def test_the_last_message_is_continued(source, continued, expected):
+    assert ChatTemplate(source).render(SAID, continue_final_message=continued) == expected
+
+
+def test_the_last_text_part_is_continued():
+    said = {"role": "assistant", "content": [{"text": "a"}, {"text": "b"}, {"type": "image"}]}
+    template = ChatTemplate("{% for part in messages[0].content %}{{ part.text }};{% endfor %}")
+    assert template.render([said], continue_final_message=True) == "a;b"
+
+
+@pytest.mark.parametrize(
+    ("messages", "options", "kind", "message"),
+    [
+        (SAID, {"add_generation_prompt": True}, ValueError, "add_generation_prompt begins a new message"),
+        (SAID, {"continue_final_message": "name"}, ValueError, "the last message has no name to continue"),
+        (SAID, {"continue_final_message": "thinking"}, ValueError, "the chat template does not read thinking"),
+        ([{"role": "user", "content": [{"image": "x"}]}], {}, ValueError, "has no text to continue"),
+        ([*SAID, {"role": "tool", "content": "x"}], {}, TemplateError, "it leaves out the last message"),
+    ],
+)
+def test_what_cannot_be_continued(messages, options, kind, message):
+    template = ChatTemplate("{{ messages[0].content }}{% if messages[1] %}{{ messages[1].content }}{% endif %}")
+    with pytest.raises(kind, match=message):
+        template.render(messages, **{"continue_final_message": True, **options})
+
+
+def test_variables_that_a_template_reads():
+    template = ChatTemplate("{% set a = b %}{% for m in messages %}{{ raise_exception(style) }}{% endfor %}{{ a }}")
+    assert template.variables == {"b", "messages", "style"}

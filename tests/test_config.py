@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from woolly.config import ModelConfig
+from woolly.config import ModelConfig, RopeScaling
 from woolly.errors import GGUFError, UnsupportedModelError
 from woolly.metadata import Entry, Metadata, StringArray
-from woolly.models import ARCHITECTURES, architecture, gemma3, llama
+from woolly.models import ARCHITECTURES, architecture, gguf_config, llama
 
 GOOD: dict[str, Any] = {
     "block_count": 2,
@@ -25,9 +25,14 @@ GOOD: dict[str, Any] = {
 }
 
 
+def spelt(arch: str, key: str) -> str:
+    """The key as the architecture has it: LayerNorms have another epsilon."""
+    return key.replace("layer_norm_rms_epsilon", "layer_norm_epsilon") if arch == "starcoder2" else key
+
+
 def metadata(arch: str, **changes: Any) -> Metadata:
     """A valid configuration with some values changed, or taken out where None; `__` stands for a dot."""
-    values = {"general.architecture": arch, **{f"{arch}.{key}": value for key, value in GOOD.items()}}
+    values = {"general.architecture": arch, **{f"{arch}.{spelt(arch, key)}": value for key, value in GOOD.items()}}
     values |= {f"{arch}.{key.replace('__', '.')}": value for key, value in changes.items()}
     return Metadata("x.gguf", {k: Entry(v, type(v).__name__, 8) for k, v in values.items() if v is not None})
 
@@ -50,6 +55,7 @@ def test_llama() -> None:
         rms_norm_eps=1e-5,
         rope_theta=5e5,
         rope_dim=32,
+        rope_scaling=RopeScaling(n_ctx_original=2048),
         attention_scale=32**-0.5,
     )
 
@@ -107,6 +113,7 @@ def test_integers_out_of_range_are_refused(arch: str, key: str, bad: tuple[int, 
 @pytest.mark.parametrize("value", [0.0, -1.0, math.nan, math.inf, 1e13])
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_numbers_out_of_range_are_refused(arch: str, key: str, value: float) -> None:
+    key = spelt(arch, key)
     with pytest.raises(GGUFError, match=rf"^{arch}\.{key}: expected a number above 0 and at most .*, got {value}$"):
         read(arch, **{key.replace(".", "__"): value})
 
@@ -123,6 +130,7 @@ def test_gemma_windows_out_of_range_are_refused(value: int) -> None:
 @pytest.mark.parametrize("key", GOOD)
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_missing_keys_are_named(arch: str, key: str) -> None:
+    key = spelt(arch, key)
     with pytest.raises(GGUFError, match=rf"metadata has no key '{arch}\.{key}'"):
         read(arch, **{key.replace(".", "__"): None})
 
@@ -147,20 +155,66 @@ def test_heads_must_fit() -> None:
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-def test_arithmetic_that_is_not_implemented_is_refused(arch: str) -> None:
-    with pytest.raises(UnsupportedModelError, match=rf"{arch}\.rope\.scaling\.type: 'yarn' is not supported yet"):
-        read(arch, rope__scaling__type="yarn")
-    with pytest.raises(UnsupportedModelError, match=rf"{arch}\.rope\.scale_linear: scaled RoPE is not supported yet"):
-        read(arch, rope__scale_linear=4.0)
-    assert read(arch, rope__scaling__type="none", rope__scale_linear=1.0)
+def test_rope_scaling(arch: str) -> None:
+    assert read(arch, rope__scaling__type="none", rope__scale_linear=1.0).rope_scaling == RopeScaling("none", 1, 2048)
+    assert read(arch, rope__scale_linear=4.0).rope_scaling == RopeScaling("linear", 4, 2048)
+    assert read(arch, rope__scaling__factor=8.0).rope_scaling == RopeScaling("linear", 8, 2048)
+    given = {"type": "yarn", "factor": 4.0, "original_context_length": 512, "attn_factor": 0.5}
+    given |= {"yarn_beta_fast": 30.0, "yarn_beta_slow": 2.0, "yarn_ext_factor": 1.0, "yarn_log_multiplier": 0.0}
+    config = read(arch, **{f"rope__scaling__{key}": value for key, value in given.items()})
+    assert config.rope_scaling == RopeScaling("yarn", 4, 512, 0.5, 30, 2)
+
+
+def test_rope_scaling_that_is_incomplete_or_not_implemented_is_refused() -> None:
+    with pytest.raises(
+        UnsupportedModelError, match=r"rope\.scaling\.type: 'dynamic' is not supported; those that are: l"
+    ):
+        read(rope__scaling__type="dynamic")
+    for kind in ("linear", "yarn"):
+        message = rf"rope\.scaling\.factor: expected a number for scaling of type '{kind}', the key is missing"
+        with pytest.raises(GGUFError, match=message):
+            read(rope__scaling__type=kind)
+    for key, value in (("yarn_ext_factor", 0.5), ("yarn_attn_factor", 2.0), ("yarn_log_multiplier", 0.1)):
+        with pytest.raises(UnsupportedModelError, match=rf"{key}: values other than \d are not supported yet"):
+            read(rope__scaling__type="yarn", rope__scaling__factor=2.0, **{f"rope__scaling__{key}": value})
+    with pytest.raises(GGUFError, match=r"llama\.rope\.freq_base: YaRN needs a base above 1, got 1\.0"):
+        read(rope__scaling__type="yarn", rope__scaling__factor=2.0, rope__freq_base=1.0)
+    for factor in (-1.0, math.nan, 1e7):
+        with pytest.raises(GGUFError, match=r"rope\.scaling\.factor: expected a number above 0 and at most 1e\+06"):
+            read(rope__scaling__factor=factor)
+    with pytest.raises(GGUFError, match=r"rope\.scaling\.original_context_length: expected an integer of 1 to"):
+        read(rope__scaling__original_context_length=0)
+
+
+@pytest.mark.parametrize("key", gguf_config.ARITHMETIC)
+def test_keys_of_other_arithmetic_are_refused(key: str) -> None:
+    neutral = gguf_config.ARITHMETIC[key]
+    for value in neutral:
+        assert read("qwen3", **{key: value}) == read("qwen3", **{key: np.array([value])}) == read("qwen3")
+    for value in (0 if key == "attention.causal" else 2.5, np.array([0, 3]), "relu"):
+        with pytest.raises(UnsupportedModelError, match=rf"qwen3\.{key}: .* is not supported for this architecture"):
+            read("qwen3", **{key: value})
 
 
 def test_models_of_other_shapes_are_refused() -> None:
     with pytest.raises(UnsupportedModelError, match=r"llama\.expert_count: mixtures of experts are not supported yet"):
         llama.read_config(metadata("llama", expert_count=8))
-    with pytest.raises(UnsupportedModelError, match="the 27B model's attention scale is not supported yet"):
-        gemma3.read_config(metadata("gemma3", block_count=62))
-    with pytest.raises(
-        UnsupportedModelError, match="architecture 'mamba' is not supported; those that are: llama, gemma3"
-    ):
+    with pytest.raises(UnsupportedModelError, match=r"rope\.scaling\.finetuned: models without RoPE are not supported"):
+        read("granite", rope__scaling__finetuned=False)
+    message = f"architecture 'mamba' is not supported; those that are: {', '.join(ARCHITECTURES)}"
+    with pytest.raises(UnsupportedModelError, match=message):
         architecture("mamba")
+
+
+def test_granite() -> None:
+    scales = {"embedding_scale": 12.0, "residual_scale": 0.22, "logit_scale": 8.0, "attention__scale": 0.0078125}
+    config = read("granite", **scales)
+    assert (config.embedding_scale, config.residual_scale) == (12, 0.22)
+    assert (config.attention_scale, config.logit_scale) == (0.0078125, 0.125)
+    assert read("granite").attention_scale == 0.25
+
+
+@pytest.mark.parametrize(("arch", "n_layers"), [("gemma2", 46), ("gemma3", 62)])
+def test_the_attention_scale_of_the_27b_models(arch: str, n_layers: int) -> None:
+    assert read(arch, attention__key_length=32).attention_scale == 32**-0.5
+    assert read(arch, attention__key_length=32, block_count=n_layers).attention_scale == 0.25

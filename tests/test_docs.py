@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from oracle_models import MODELS
 
 from woolly import cli
 from woolly._kernels import PackedMatrix, compiled_isas, converted_formats, kernel_formats
+from woolly.convert.recipes import RECIPES
 from woolly.models import ARCHITECTURES
 from woolly.pretokenizers import PRE_TOKENIZERS
 from woolly.vocabulary import KINDS
@@ -42,6 +45,14 @@ def test_formats():
 
 def test_architectures():
     assert first_column("Architectures") == list(ARCHITECTURES)
+    for arch, _, checked in table("Architectures"):
+        counts = Counter(model.hf_class for model in MODELS.values() if model.arch == arch)
+        assert checked == ", ".join(f"{count} × {name}" for name, count in counts.items())
+
+
+def test_folders():
+    said = {name: row[1] for row in table("Folders") for name in re.findall(r"\w+For\w+", row[0])}
+    assert said == {name: recipe.arch for name, recipe in RECIPES.items()}
 
 
 def test_tokenizers():

@@ -374,6 +374,7 @@ SHARDED = ["Q8_0/m-Q8_0-00001-of-00002.gguf", "Q8_0/m-Q8_0-00002-of-00002.gguf",
         (SHARDED, None, SHARDED[:2]),
         (SHARDED, "IQ4_XS", ["m-IQ4_XS.gguf"]),
         (["m.gguf"], None, ["m.gguf"]),
+        (["a-Q8_0.gguf", "b-Q8_0.gguf"], "b-q8_0", ["b-Q8_0.gguf"]),
         (["m-00001-of-00002.gguf", "m-00002-of-00002.gguf"], None, ["m-00001-of-00002.gguf", "m-00002-of-00002.gguf"]),
     ],
 )
@@ -390,6 +391,12 @@ def test_choose_by_quantisation(files, quant, expected):
             "Q4_K",
             r"^hf:o/r: name one of its files by the quantisation: m-Q4_K_M\.gguf, m-Q8_0\.gguf, m-f16",
         ),
+        (
+            ["a-Q8_0.gguf", "b-Q8_0.gguf"],
+            "Q8_0",
+            r"several files are Q8_0, give more of the name: a-Q8_0\.gguf, b-Q8_0",
+        ),
+        (SHARDED[:1], "Q8_0", r"^hf:o/r: Q8_0/m-Q8_0-00002-of-00002\.gguf is missing$"),
         (["a.gguf", "b.gguf"], None, r"name one of its files by the quantisation: a\.gguf, b\.gguf$"),
     ],
 )
@@ -403,20 +410,28 @@ def fake_hf(index, monkeypatch):
     """A stand-in for huggingface_hub that serves REPO_FILES and notes what is asked of it."""
     asked = []
 
-    def hf_hub_download(repo, file, *, local_dir, force_download):
+    def fetch_rest(url, out, show_bytes):
+        repo, file = url.split("@abc:")
         asked.append((repo, file))
         if repo == "o/broken":
             raise RuntimeError("404 Client Error.\nRepository not found")
-        path = Path(local_dir) / file
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(b"GGUF")
-        (Path(local_dir) / ".cache").mkdir(exist_ok=True)
-        (Path(local_dir) / ".cache" / "note.gguf").touch()
+        out.write(b"GGUF")
+        show_bytes(4)
 
+    monkeypatch.setattr(hub_hf, "_continue", fetch_rest)
     module = types.ModuleType("huggingface_hub")
-    module.list_repo_files = lambda repo: SHARDED if repo == "o/sharded" else REPO_FILES
-    module.hf_hub_download = hf_hub_download
-    module.utils = types.SimpleNamespace(disable_progress_bars=lambda: None)
+    lfs = {"o/altered": types.SimpleNamespace(sha256="00")}
+
+    def model_info(repo, *, files_metadata):
+        assert files_metadata
+        size = 5 if repo == "o/cut" else 4
+        right = types.SimpleNamespace(sha256=hashlib.sha256(b"GGUF").hexdigest())
+        names = SHARDED if repo == "o/sharded" else REPO_FILES
+        siblings = [types.SimpleNamespace(rfilename=name, size=size, lfs=lfs.get(repo, right)) for name in names]
+        return types.SimpleNamespace(sha="abc", siblings=siblings)
+
+    module.HfApi = lambda: types.SimpleNamespace(model_info=model_info)
+    module.hf_hub_url = lambda repo, file, *, revision: f"{repo}@{revision}:{file}"
     monkeypatch.setitem(sys.modules, "huggingface_hub", module)
     return asked
 
@@ -441,7 +456,18 @@ def test_pull_shards_from_hf(index, fake_hf):
     first.with_name("m-Q8_0-00002-of-00002.gguf").unlink()
     assert hub.list_models() == []
     hub.pull("hf:o/sharded:Q8_0", progress=False)
-    assert len(fake_hf) == 4
+    assert len(fake_hf) == 3  # the shard that was there is not fetched again
+
+
+def test_files_from_hf_are_checked(index, fake_hf):
+    with pytest.raises(
+        DownloadError, match=r"^hf:o/cut: m-Q4_K_M\.gguf has 4 bytes, the hub says 5; nothing was kept$"
+    ):
+        hub.pull("hf:o/cut", progress=False)
+    with pytest.raises(DownloadError, match=r"^hf:o/altered: the checksum of m-Q4_K_M\.gguf is wrong \(SHA-256 "):
+        hub.pull("hf:o/altered", progress=False)
+    assert hub.list_models() == []
+    assert not list((index.cache / "hf").rglob("m-*"))
 
 
 def test_hf_failures(index, fake_hf, monkeypatch):

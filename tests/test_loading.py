@@ -11,6 +11,7 @@ from make_gguf import write_tiny_llama
 import woolly
 from woolly._kernels import default_threads
 from woolly.errors import GGUFError, NotEnoughMemoryError, UnsupportedModelError, WoollyError
+from woolly.models import ARCHITECTURES
 
 
 @pytest.fixture
@@ -81,7 +82,7 @@ def test_every_truncation_is_refused(tiny: Path) -> None:
 
 def test_unknown_architectures_are_refused_with_the_known(tiny: Path) -> None:
     tiny.write_bytes(tiny.read_bytes().replace(b"llama", b"lloma"))
-    message = "architecture 'lloma' is not supported; those that are: llama, gemma3"
+    message = f"architecture 'lloma' is not supported; those that are: {', '.join(ARCHITECTURES)}"
     with pytest.raises(UnsupportedModelError, match=message):
         woolly.load_gguf(tiny)
 

@@ -64,7 +64,7 @@ def test_tiny_models_of_floats(tmp_path: Path, shape: str) -> None:
 @pytest.mark.parametrize("name", sts.FORMATS)
 def test_tiny_models_of_every_format(tmp_path: Path, arch: str, name: str) -> None:
     path = WRITERS[arch](tmp_path / "tiny.gguf", dtype=name, **(K_SHAPE if sts.block_shape(name)[0] == 256 else {}))
-    assert deviation(path, simulate_activation_quantisation=True) < 1e-3
+    assert deviation(path, simulate_activation_quantisation=True) < 2e-3  # a value near a half may be rounded otherwise
     assert deviation(path) < 2e-3  # what 16 bits lose
     assert deviation(path, cache_dtype="f16", simulate_activation_quantisation=True) < 1e-2
 
@@ -103,15 +103,15 @@ def test_missing_misshapen_and_unknown_tensors_are_refused(tmp_path: Path, arch:
 
 
 def test_tensors_that_have_no_place_are_refused(tmp_path: Path) -> None:
-    class WithBias(gguf.GGUFWriter):
+    class WithNorm(gguf.GGUFWriter):
         def write_header_to_file(self, path: Path | None = None) -> None:
-            self.add_tensor("blk.0.attn_q.bias", np.zeros(64, np.float32))
+            self.add_tensor("blk.0.attn_q_norm.weight", np.ones(16, np.float32))
             super().write_header_to_file(path)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(gguf, "GGUFWriter", WithBias)
-        path = write_tiny_llama(tmp_path / "bias.gguf")
-    with pytest.raises(GGUFError, match=r"tensor 'blk.0.attn_q.bias' has no place in this architecture"):
+        patch.setattr(gguf, "GGUFWriter", WithNorm)
+        path = write_tiny_llama(tmp_path / "norm.gguf")
+    with pytest.raises(GGUFError, match=r"tensor 'blk.0.attn_q_norm.weight' has no place in this architecture"):
         woolly.load_gguf(path)
 
 
@@ -131,10 +131,8 @@ def test_a_format_without_kernels_is_refused(tmp_path: Path) -> None:
     entry = b"blk.0.attn_q.weight" + np.uint32(2).tobytes() + np.uint64([64, 64]).tobytes()
     raw = path.read_bytes()
     assert entry + np.uint32(6).tobytes() in raw
-    path.write_bytes(raw.replace(entry + np.uint32(6).tobytes(), entry + np.uint32(20).tobytes()))  # IQ4_NL
-    with pytest.raises(
-        UnsupportedFormatError, match=r"'blk\.0\.attn_q\.weight' is stored as iq4_nl, which has no kern"
-    ):
+    path.write_bytes(raw.replace(entry + np.uint32(6).tobytes(), entry + np.uint32(40).tobytes()))  # NVFP4
+    with pytest.raises(UnsupportedFormatError, match=r"'blk\.0\.attn_q\.weight' is stored as nvfp4, which has no kern"):
         woolly.load_gguf(path)
 
 

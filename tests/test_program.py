@@ -84,6 +84,33 @@ def test_operations_follow_their_equations(isa: str, name: str) -> None:
     assert np.abs(logits - expected).max() < (1e-5 if name in ("f32", "f16", "bf16") else 5e-4) * expected.std()
 
 
+def test_operations_without_gates_follow_their_equations(isa: str) -> None:
+    (embedding, e), (up, u) = weights("q8_0", VOCAB, WIDTH, 0), weights("q8_0", 96, WIDTH, 1)
+    norm, bias = np.linspace(0.5, 1.5, WIDTH).astype(np.float32), np.linspace(-1, 1, 96).astype(np.float32)
+    p = Program(8, 2)
+    p.layernorm("h", p.embed("x", embedding), norm, bias[:WIDTH], eps=1e-5, name="norm")
+    p.bias(p.matmul(["up"], "h", [up], name="up"), bias, name="up_bias")
+    p.activate("up", "up", activation="gelu_tanh", name="act")
+    p.matmul(["logits"], p.select("last", "up"), [PackedMatrix(2, 96, "f32").pack(bias_rows(bias))], name="logits")
+    p.softcap_logits(2.0)
+    p.rope_store("x", "x", "x", layer=0, n_heads=4, n_kv_heads=4, head_dim=16, cos=None, sin=None, pairing="norm",
+                 scale=1.0, name="rope")  # fmt: skip
+    h = reference.layernorm(e[TOKENS[:8]], norm, bias[:WIDTH], eps=1e-5)
+    raw = reference.gelu_tanh(h @ u.T + bias) @ np.stack([bias, -bias]).astype(np.float64).T
+    logits, capture = np.empty((8, 2), np.float32), dict.fromkeys(["logits", "logits_softcap"])
+    p.run(TOKENS[:8], [(KVCache(1, 4, 16, 8), 0, 8)], range(8), logits)
+    assert np.abs(raw).max() > 2
+    np.testing.assert_allclose(logits, reference.softcap(raw, 2.0), atol=1e-4)
+    p.run(TOKENS[:8], [(KVCache(1, 4, 16, 8), 0, 8)], range(8), np.empty_like(logits), capture=capture)
+    np.testing.assert_allclose(capture["logits"], raw, atol=1e-3)
+    assert capture["logits_softcap"].tobytes() == logits.tobytes()
+
+
+def bias_rows(bias: np.ndarray) -> np.ndarray:
+    """A matrix of float32 rows, as bytes."""
+    return np.stack([bias, -bias]).view(np.uint8)
+
+
 def test_same_bits_over_isas_threads_and_batches() -> None:
     expected = Block(n_threads=1).run([(Block().cache(), 0, TOKENS)])
     for isa in available_isas():
@@ -199,6 +226,11 @@ def test_widths_that_do_not_fit_are_refused() -> None:
         program.matmul(["y"], "wide", [matrix], name="m")
     with pytest.raises(ValueError, match=r"n: expected a vector of 8, got shape \(9,\)"):
         program.rmsnorm("y", "x", np.ones(9, np.float32), eps=1e-6, name="n")
+    for weight, bias in ((np.ones(9), np.ones(8)), (np.ones(8), np.ones(9))):
+        with pytest.raises(ValueError, match=r"n: expected a vector of 8, got shape \(9,\)"):
+            program.layernorm("y", "x", weight, bias, eps=1e-6, name="n")
+    with pytest.raises(ValueError, match=r"b: expected a vector of 8, got shape \(9,\)"):
+        program.bias("x", np.ones(9), name="b")
 
 
 def test_matmul_takes_as_many_outputs_as_matrices() -> None:
@@ -212,6 +244,8 @@ def test_logits_need_a_selection() -> None:
     program, matrix = small()
     with pytest.raises(ValueError, match="m: select the rows whose logits are wanted first"):
         program.matmul(["logits"], "x", [matrix], name="m")
+    with pytest.raises(ValueError, match="logits_softcap: there are no logits yet"):
+        program.softcap_logits(30.0)
 
 
 def test_heads_that_do_not_fit_are_refused() -> None:

@@ -37,7 +37,7 @@ def test_random_rows_have_the_deviation_asked_for(name: str) -> None:
     raw = make_gguf.random_rows(np.random.default_rng(0), name, 64, 512, std=0.05)
     values = reference.dequantize(raw, name)
     assert values.std() == pytest.approx(0.05, rel=0.05)
-    assert abs(values.mean()) < 0.002
+    assert abs(values.mean()) < 0.004
 
 
 def test_row_that_is_no_whole_block_is_refused() -> None:
@@ -63,7 +63,7 @@ def test_quantised_activations_are_within_half_a_step(seed: int, n: int, n_block
     assert (np.abs(q) <= 32639).all()
     moved = (q + 128) % 256 == 1  # the lower digit may have been -128
     error = np.abs(reference.dequantize_activations(q, d) - x)
-    assert (error <= np.repeat(d, 32, axis=1) * (np.where(moved, 1.5, 0.5) + 0.01)).all()  # d is rounded
+    assert (error <= np.repeat(d, 32, axis=1) * np.where(moved, 1.5, 0.5)).all()
 
 
 # Kernels

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import itertools
+import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import gguf
 import numpy as np
 import pytest
+import tokenizers
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers import Regex, pre_tokenizers
 
 from woolly.errors import GGUFError, UnsupportedModelError
+from woolly.gguf_file import GGUFFile
 from woolly.pretokenizers import PRE_TOKENIZERS
 from woolly.subwords import BYTE_TO_CHAR, merge
 from woolly.tokenizer import Tokenizer
@@ -329,6 +333,17 @@ def test_space_prefix_is_added_after_special_tokens_and_taken_away_again() -> No
     assert SPACE_PREFIX.decode(ids) == text
 
 
+def test_masks_swallow_the_white_space_before_them() -> None:
+    keys = byte_level("", {"<mask>": CONTROL}, pre="jina-v2-de")
+    assert pieces(Tokenizer.from_metadata(keys), "a \n<mask> <mask>b", parse_special=True) == [
+        *("a", "<mask>", "<mask>", "b"),
+    ]
+    keys["tokenizer.ggml.pre"] = "modern-bert"
+    assert pieces(Tokenizer.from_metadata(keys), "a <mask>", parse_special=True) == ["a", "Ġ", "<mask>"]
+    keys = byte_level("", {"[MASK]": CONTROL}, pre="modern-bert")
+    assert pieces(Tokenizer.from_metadata(keys), "a [MASK] a", parse_special=True) == ["a", "[MASK]", "Ġ", "a"]
+
+
 def test_special_tokens_are_known_by_id_and_text() -> None:
     assert BYTE_LEVEL.eos_id == BYTE_LEVEL.token_to_id("<|endoftext|>") == 263
     assert BYTE_LEVEL.eot_id == BYTE_LEVEL.token_to_id("<|im_end|>")
@@ -374,6 +389,27 @@ def test_bos_and_eos_are_added_as_the_file_says(keys: dict[str, object], expecte
     tokenizer = Tokenizer.from_metadata(keys)
     assert tokenizer.encode("a") == expected
     assert tokenizer.encode("a", add_special=False) == [i for i in expected if i > 2]
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        ({}, [2, 4, 3]),
+        ({"add_sep_token": False, "add_eos_token": True, "eos_token_id": 3}, [2, 4, 3]),
+        ({"add_sep_token": True, "add_eos_token": True, "eos_token_id": 3}, [2, 4, 3]),
+        ({"add_eos_token": True, "eos_token_id": 3}, [2, 4, 3]),
+        ({"add_sep_token": False}, [2, 4]),
+    ],
+)
+def test_one_separator_follows_a_text_of_bert(keys: dict[str, object], expected: list[int]) -> None:
+    keys = {f"tokenizer.ggml.{key}": value for key, value in keys.items()}
+    assert Tokenizer.from_metadata(WORDPIECE | keys).encode("hello") == expected
+
+
+def test_separator_of_a_pair_does_not_follow_a_single_text() -> None:
+    added = {"bos_token_id": 1, "eos_token_id": 2, "seperator_token_id": 2}
+    flags = {"add_bos_token": True, "add_eos_token": True, "add_sep_token": True}
+    assert Tokenizer.from_metadata(byte_level(pre="roberta-bpe", **added, **flags)).encode("a") == [1, 97, 2]
 
 
 def test_bos_is_not_doubled() -> None:
@@ -467,6 +503,79 @@ def test_pretokenizer_cuts(name: str, expected: list[str]) -> None:
     assert [word for word, _ in words] == expected
 
 
+CUTS = json.loads((Path(__file__).parent / "data" / "pretokenizer_cuts.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("row", CUTS["cuts"], ids=lambda row: row["names"][0])
+def test_pretokenizer_cuts_as_llama_cpp_does(row: dict[str, list[str]]) -> None:
+    for name in row["names"]:
+        words = PRE_TOKENIZERS[name].compile().pre_tokenize_str(CUTS["text"])
+        assert [word for word, _ in words] == row["words"], name
+
+
+def test_pretokenizers_that_llama_cpp_shows_otherwise() -> None:
+    def cuts(name: str, text: str) -> list[str]:
+        return [word for word, _ in PRE_TOKENIZERS[name].compile().pre_tokenize_str(text)]
+
+    assert cuts("kimi-k2", "你好fooBar we'LL 1234") == ["你好", "foo", "Bar", " we'LL", " ", "123", "4"]
+    assert cuts("youtu", "你好、fooBar 12") == ["你好", "、", "foo", "Bar", " ", "1", "2"]
+    assert cuts("tiny_aya", "fooBar 1234567 1234a") == ["foo", "Bar", " ", "1", "234", "567", " ", "123", "4", "a"]
+    assert cuts("granite", "12 a") == cuts("refact", "12 a") == ["1", "2", " a"]
+    assert cuts("minimax", "fooBar") == cuts("minimax-m2", "fooBar") == ["foo", "Bar"]
+
+
+# What cuts into threes from the end, as the models' own patterns say it, in time that grows with the run's square.
+THREES = {
+    "afmoe": (r"\p{N}{1,3}(?=(?:\p{N}{3})*(?!\p{N}))", *PRE_TOKENIZERS["afmoe"].patterns[1:]),
+    "tiny_aya": (r"\d{1,3}(?=(?:\d{3})*\b)", *PRE_TOKENIZERS["tiny_aya"].patterns[1:]),
+    "superbpe": (r"\p{N}+", r"(?=(\d{3})+(?!\d))"),
+}
+
+
+@pytest.mark.parametrize("name", THREES)
+@given(text=st.text(st.sampled_from("123²１ a_\u0301你\n।."), max_size=20))
+def test_digits_are_grouped_as_the_pattern_says(name: str, text: str) -> None:
+    pattern = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(p), "isolated") for p in THREES[name]])
+    words = PRE_TOKENIZERS[name].compile().pre_tokenize_str(text)
+    assert [word for word, _ in words] == [word for word, _ in pattern.pre_tokenize_str(text)]
+
+
+@pytest.mark.parametrize("name", THREES)
+def test_a_long_number_takes_time_in_proportion(name: str) -> None:
+    start = time.perf_counter()
+    assert len(PRE_TOKENIZERS[name].compile().pre_tokenize_str("1" * 50_000)) == 16_667
+    # Measured: 0.15 s. The models' patterns take 2 to 30 s.
+    assert time.perf_counter() - start < 2
+
+
+def as_tokenizers_does(tokenizer: Tokenizer, keys: Mapping[str, object]) -> tokenizers.Tokenizer:
+    """The same vocabulary in the `tokenizers` library's own BPE."""
+    row = PRE_TOKENIZERS[str(keys["tokenizer.ggml.pre"])]
+    vocab = {tokenizer.id_to_token(i): i for i in range(tokenizer.vocab_size)}
+    merges = [tuple(pair.split(" ")) for pair in keys["tokenizer.ggml.merges"]]
+    oracle = tokenizers.Tokenizer(tokenizers.models.BPE(vocab, merges, ignore_merges=row.ignore_merges))
+    byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    oracle.pre_tokenizer = pre_tokenizers.Sequence([row.compile(), byte_level])
+    return oracle
+
+
+@pytest.mark.parametrize("name", ["gpt-2", "llama-bpe", "qwen2"])
+def test_byte_level_equals_the_tokenizers_library(shared_data: Path, name: str) -> None:
+    with GGUFFile.open(real(shared_data, name)) as file:
+        tokenizer = Tokenizer.from_metadata(file.metadata)
+        oracle = as_tokenizers_does(tokenizer, file.metadata)
+
+    @given(text=st.text())
+    def check(text: str) -> None:
+        ids = tokenizer.encode(text, add_special=False)
+        assert ids == oracle.encode(text, add_special_tokens=False).ids
+        assert tokenizer.decode(ids) == text
+
+    check()
+    ids = tokenizer.encode(CUTS["text"], add_special=False)
+    assert ids == oracle.encode(CUTS["text"], add_special_tokens=False).ids
+
+
 def test_absent_pretokenizer_is_the_default() -> None:
     absent = Tokenizer.from_metadata(byte_level("1 2,12 3,123 4", pre=None))
     assert pieces(absent, "1234") == ["123", "4"]
@@ -511,6 +620,7 @@ def broken(**keys: object) -> dict[str, object]:
         (broken(merges=None), GGUFError, "tokenizer.ggml.merges is missing"),
         (broken(merges=["h e", "h o"]), GGUFError, "merges has 'h o' as number 1, expected the two parts of a token"),
         (broken(merges=["he"]), GGUFError, "merges has 'he' as number 0, expected the two parts of a token"),
+        (broken(merges=["h e", "h  e"]), GGUFError, "merges has 'h  e' as number 1, expected the two parts"),
         (broken(eos_token_id=257), GGUFError, "eos_token_id is 257, outside the vocabulary of 257 tokens"),
         (broken(eos_token_id="2"), GGUFError, "eos_token_id is of type str, expected int"),
         (broken(add_bos_token=1), GGUFError, "add_bos_token is of type int, expected bool"),

@@ -28,6 +28,19 @@ def test_matrices_are_packed_and_counted(tmp_path, name: str) -> None:
     assert weights.nbytes == matrix.nbytes + vector.nbytes == 64 * row_bytes(stored_as, 128) + 256
 
 
+def test_one_tensor_may_hold_several_matrices(tmp_path) -> None:
+    path = write_tiny_llama(tmp_path / "tiny.gguf", dtype="q8_0")
+    with GGUFFile.open(path) as file:
+        weights = Weights(file)
+        whole = Weights(file).matrix("blk.0.ffn_up.weight", (128, 64)).dequantize()
+        parts = weights.matrices("blk.0.ffn_up.weight", (5, 70, 53), 64)
+        assert [part.shape for part in parts] == [(5, 64), (70, 64), (53, 64)]
+        assert np.concatenate([part.dequantize() for part in parts]).tobytes() == whole.tobytes()
+        assert weights.nbytes == sum(part.nbytes for part in parts)
+        with pytest.raises(GGUFError, match=r"has shape \(128, 64\), the configuration says \(127, 64\)"):
+            weights.matrices("blk.0.ffn_up.weight", (5, 70, 52), 64)
+
+
 def test_missing_and_misshapen_tensors_are_refused(tmp_path) -> None:
     path = write_tiny_llama(tmp_path / "tiny.gguf")
     with GGUFFile.open(path) as file:

@@ -14,6 +14,7 @@ __version__ = "0.1.0"
 _HOME = {
     "CancelledError": "errors",
     "ChatTemplate": "chat",
+    "CheckpointError": "errors",
     "Completion": "session",
     "ContextFullError": "errors",
     "DownloadError": "errors",
@@ -27,6 +28,7 @@ _HOME = {
     "NotEnoughMemoryError": "errors",
     "PackedMatrix": "_kernels",
     "Piece": "session",
+    "PromptExplanation": "prompts",
     "SamplingParams": "sampling",
     "Session": "session",
     "TemplateError": "errors",
@@ -46,6 +48,7 @@ _HOME = {
 __all__ = [
     "CancelledError",
     "ChatTemplate",
+    "CheckpointError",
     "Completion",
     "ContextFullError",
     "DownloadError",
@@ -59,6 +62,7 @@ __all__ = [
     "NotEnoughMemoryError",
     "PackedMatrix",
     "Piece",
+    "PromptExplanation",
     "SamplingParams",
     "Session",
     "TemplateError",
@@ -83,6 +87,7 @@ if TYPE_CHECKING:
     from woolly.environment import show_config
     from woolly.errors import (
         CancelledError,
+        CheckpointError,
         ContextFullError,
         DownloadError,
         GGUFError,
@@ -97,6 +102,7 @@ if TYPE_CHECKING:
     from woolly.gguf_file import GGUFFile
     from woolly.loading import load, load_fast_fp32, load_gguf
     from woolly.model import MemoryPlan, Model
+    from woolly.prompts import PromptExplanation
     from woolly.sampling import SamplingParams
     from woolly.session import Completion, Piece, Session, Timing
     from woolly.tokenizer import Tokenizer

@@ -16,6 +16,7 @@ from datetime import datetime
 from typing import Any
 
 import jinja2
+import jinja2.meta
 from jinja2 import nodes
 from jinja2.ext import Extension, loopcontrols
 
@@ -73,7 +74,8 @@ class ChatTemplate:
         messages: Sequence[Mapping[str, Any]],
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
-        add_generation_prompt: bool = True,
+        add_generation_prompt: bool | None = None,
+        continue_final_message: bool | str = False,
         **kwargs: Any,
     ) -> str:
         """Render `messages` as the prompt text, special tokens included.
@@ -82,11 +84,14 @@ class ChatTemplate:
         ----------
         messages : sequence of dict
             Each has `role` (str) and `content` (str, or a list of parts); `content` may be left out or None where
-            there are `tool_calls`. Other keys are passed on to the template.
+            there are `tool_calls`. Other keys are passed on to the template, but for those whose value is None.
         tools : sequence of dict, optional
             JSON schemas of the functions that the model may call.
-        add_generation_prompt : bool
-            End with the header that makes the model answer.
+        add_generation_prompt : bool, optional
+            End with the header that makes the model answer; by default yes, unless the final message is continued.
+        continue_final_message : bool or str
+            End inside the last message, so that the model goes on with it; a str names the field to go on with, such as
+            "reasoning_content", else it is "content".
         **kwargs
             Further variables that the template reads, for example `enable_thinking=False` or `documents=[…]`. They
             must be JSON data.
@@ -103,9 +108,27 @@ class ChatTemplate:
         variables = {name: value for name, value in variables.items() if value is not None}
         variables |= {name: _plain(name, value) for name, value in kwargs.items()}
         variables.setdefault("documents", None)
-        variables["messages"] = [_with_reasoning_aliases(message) for message in _plain("messages", messages)]
+        variables["messages"] = plain = [_as_templates_read(message) for message in _plain("messages", messages)]
         variables["tools"] = None if tools is None else _plain_tools(tools)
+        if add_generation_prompt and continue_final_message:
+            raise ValueError("add_generation_prompt begins a new message: it cannot go with continue_final_message")
+        if add_generation_prompt is None:
+            add_generation_prompt = not continue_final_message
         variables["add_generation_prompt"] = bool(add_generation_prompt)
+        if not continue_final_message:
+            return self._run(variables)
+        field = continue_final_message if isinstance(continue_final_message, str) else "content"
+        final = _tag_final(plain[-1], field, self.source)
+        return _cut_at_tag(self._run(variables), final)
+
+    @functools.cached_property
+    def variables(self) -> frozenset[str]:
+        """Names of what the template reads and does not set itself."""
+        environment = _environment()
+        names = jinja2.meta.find_undeclared_variables(environment.parse(self.source))
+        return frozenset(names) - environment.globals.keys()
+
+    def _run(self, variables: Mapping[str, Any]) -> str:
         try:
             with limited(MAX_RENDER_S, MAX_OUTPUT_CHARS) as budget:
                 return _join_bounded(self._template.generate(variables), budget)
@@ -166,12 +189,48 @@ def _plain_tools(tools: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return plain
 
 
-def _with_reasoning_aliases(message: dict[str, Any]) -> dict[str, Any]:
-    """Give a message's reasoning under the names that templates read, as transformers does."""
-    reasoning = next((message[field] for field in _REASONING_FIELDS if message.get(field) is not None), None)
+def _as_templates_read(message: dict[str, Any]) -> dict[str, Any]:
+    """A message without empty fields, and its reasoning under all the names that templates read: as transformers."""
+    message = {key: value for key, value in message.items() if value is not None}
+    reasoning = next((message[field] for field in _REASONING_FIELDS if field in message), None)
     if reasoning is None:
         return message
     return {"thinking": reasoning, **message, "reasoning_content": reasoning}
+
+
+# --- continuing the last message, as transformers does ---
+
+# Its trailing space shows whether the template trims what it writes.
+_TAG = "CONTINUE_FINAL_MESSAGE_TAG "
+
+
+def _tag_final(message: dict[str, Any], field: str, source: str) -> str:
+    """Mark the end of a field of the last message and return the text before the mark."""
+    final = message.get(field)
+    if final is None:
+        raise ValueError(f"continue_final_message: the last message has no {field} to continue")
+    fields = [field]
+    if field in _REASONING_FIELDS:  # the template may read any of its copies
+        fields = [name for name in _REASONING_FIELDS if message.get(name) == final]
+    if not any(name in source for name in fields):
+        raise ValueError(f"continue_final_message: the chat template does not read {field}")
+    if isinstance(final, str):
+        message.update(dict.fromkeys(fields, final + _TAG))
+        return final
+    parts = [part for part in final if isinstance(part, dict) and isinstance(part.get("text"), str)]
+    if not parts:
+        raise ValueError(f"continue_final_message: the {field} of the last message has no text to continue")
+    final = parts[-1]["text"]
+    parts[-1]["text"] += _TAG
+    return final
+
+
+def _cut_at_tag(text: str, final: str) -> str:
+    at = text.rfind(_TAG.strip())
+    if at < 0 or final.strip() not in text:
+        raise TemplateError("chat template: it leaves out the last message, which was to be continued, or parts of it")
+    # Where the template has trimmed the mark, it would have trimmed the text before.
+    return text[:at] if text.startswith(_TAG, at) else text[:at].rstrip()
 
 
 # --- bounds and errors ---

@@ -23,7 +23,10 @@ EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE
 
-_MODEL_HELP = "path of a GGUF file, a known name (see `woolly list`) or hf:OWNER/REPO[:QUANT]; default: smollm2"
+_MODEL_HELP = (
+    "path of a GGUF file, a Hugging Face folder or a safetensors file, a known name (see `woolly list`) "
+    "or hf:OWNER/REPO[:QUANT]; default: smollm2"
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -66,7 +69,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     parser.add_argument("--debug", action="store_true", help="show a traceback where a command fails")
     commands = parser.add_subparsers(metavar="COMMAND", dest="command_name", required=True)
-    for add in (_add_run, _add_inspect, _add_pull, _add_list, _add_synth):
+    for add in (_add_run, _add_inspect, _add_pull, _add_list, _add_convert, _add_dequantize, _add_synth):
         command = add(commands)
         # SUPPRESS: a default here would undo a --debug that stands before the command.
         command.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
@@ -105,6 +108,9 @@ def _add_run(commands: Any) -> argparse.ArgumentParser:
     engine = parser.add_argument_group("engine")
     engine.add_argument("--threads", metavar="N", type=_at_least_1, help="default: the cores that may be used")
     engine.add_argument("--ctx", metavar="N", type=_at_least_1, help="context in tokens; default: the model's choice")
+    engine.add_argument(
+        "--quantize", metavar="FORMAT", help="of a model in floats: quantise it while loading, to q8_0 …"
+    )
 
     generated = parser.add_argument_group("generated weights", "to measure with: the text is noise")
     generated.add_argument("--fast-fp32", action="store_true", help="generate a model of these sizes instead of MODEL")
@@ -144,6 +150,46 @@ def _add_list(commands: Any) -> argparse.ArgumentParser:
     parser.set_defaults(command="woolly.cli_models:list_models")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     return parser
+
+
+def _add_convert(commands: Any) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "convert",
+        help="write a Hugging Face folder as a GGUF file",
+        description="Write a Hugging Face folder, or another model file, as a GGUF file that other engines open too.",
+        allow_abbrev=False,
+    )
+    parser.set_defaults(command="woolly.cli_convert:convert")
+    parser.add_argument("model", metavar="FOLDER", help="the folder, or another model as `run` takes it")
+    parser.add_argument("out", metavar="OUT.gguf", help="the file to write")
+    parser.add_argument(
+        "--dtype",
+        choices=("auto", "f32", "f16", "bf16", "q8_0"),
+        default="auto",
+        help="of the matrices; default: auto, as they are",
+    )
+    _add_writing(parser)
+    return parser
+
+
+def _add_dequantize(commands: Any) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "dequantize",
+        help="write a model's weights as floats",
+        description="Write a model's weights as floats into a safetensors file, which opens as a model by itself.",
+        allow_abbrev=False,
+    )
+    parser.set_defaults(command="woolly.cli_convert:dequantize")
+    parser.add_argument("model", metavar="IN", help=_MODEL_HELP.partition("; default")[0])
+    parser.add_argument("out", metavar="OUT.safetensors", help="the file to write")
+    parser.add_argument("--dtype", choices=("f32", "f16", "bf16"), default="f32", help="of the matrices; default: f32")
+    _add_writing(parser)
+    return parser
+
+
+def _add_writing(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--force", action="store_true", help="replace a file that is there")
+    parser.add_argument("--threads", metavar="N", type=_at_least_1, help="default: the cores that may be used")
 
 
 def _add_synth(commands: Any) -> argparse.ArgumentParser:

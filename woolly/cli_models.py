@@ -37,10 +37,10 @@ def list_models(args: argparse.Namespace) -> int:
 
 def inspect(args: argparse.Namespace) -> int:
     """Print a summary of a model file, and its tensors where asked."""
-    from woolly.gguf_split import open_gguf
+    from woolly.convert.opening import open_checkpoint
 
     path = hub.resolve(args.model)
-    with open_gguf(path) as file:
+    with open_checkpoint(path) as file:
         summary = _summarise(file) | {"path": str(path), "file_bytes": file.n_bytes}
         if args.json:
             if args.tensors:
@@ -83,7 +83,7 @@ def _summarise(file: Any) -> dict[str, Any]:
             "vocab_size": len(words) if hasattr(words, "__len__") else None,
         },
         "chat_template": isinstance(metadata.get("tokenizer.chat_template"), str),
-        "gguf_version": file.version,
+        "gguf_version": getattr(file, "version", None),
         "metadata": _plain_metadata(metadata),
     }
 

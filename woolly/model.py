@@ -14,12 +14,12 @@ from woolly._kernels import active_isa
 from woolly.chat import ChatTemplate
 from woolly.config import ModelConfig
 from woolly.engine import Engine
-from woolly.errors import UnsupportedModelError, WoollyError
+from woolly.errors import WoollyError
 from woolly.materialise import Materialisation
+from woolly.prompts import DEFAULT, PromptExplanation, Prompts
 from woolly.session import Completion, Piece, Session, Timing
+from woolly.terminal import escape_controls
 from woolly.tokenizer import Tokenizer
-
-NONCHARACTERS = "\ufdd0\ufdd1\ufdd2\ufdd3"  # code points that Unicode gives no meaning: marks that no text should hold
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,9 @@ class Model:
     engine : Engine
     tokenizer : Tokenizer
     chat_template : ChatTemplate or None
+        The default one, compiled when it is first asked for.
+    chat_templates : mapping of str to ChatTemplate
+        All by name, such as "default" and "tool_use".
     load_s : float
         Seconds that loading took.
     materialisation : Materialisation or None
@@ -71,7 +74,7 @@ class Model:
         name: str,
         engine: Engine,
         tokenizer: Tokenizer,
-        chat_template: ChatTemplate | None,
+        chat_template: ChatTemplate | Mapping[str, ChatTemplate] | None,
         *,
         weights_bytes: int,
         load_s: float,
@@ -80,7 +83,7 @@ class Model:
         self.name = name
         self.engine = engine
         self.tokenizer = tokenizer
-        self.chat_template = chat_template
+        self._prompts = Prompts(name, tokenizer, chat_template)
         self.load_s = load_s
         self.materialisation = materialisation
         self._weights_bytes = weights_bytes
@@ -189,25 +192,57 @@ class Model:
         """Answer a conversation and return the whole answer; arguments as for `Session.stream_chat`."""
         return self.session().chat(messages, **options)
 
+    @property
+    def chat_templates(self) -> Mapping[str, ChatTemplate]:
+        """The chat templates by name."""
+        return self._prompts.templates
+
+    @property
+    def chat_template(self) -> ChatTemplate | None:
+        """The default chat template; TemplateError if it does not compile."""
+        return self._prompts.templates.get(DEFAULT)
+
     def encode_chat(self, messages: Sequence[Mapping[str, Any]], **template_options: Any) -> list[int]:
         """Token ids of a conversation as the chat template writes it, ready for the answer.
 
-        Control tokens spelled out in a message's text are text: only the template's own become control tokens. BOS is
-        added where the model wants one and the template wrote none.
+        Control tokens spelled out in the data are text: only the template's own become control tokens. BOS is added
+        where the model wants one and the template wrote none.
+
+        Parameters
+        ----------
+        messages : sequence of dict
+            As for `ChatTemplate.render`.
+        **template_options
+            tools, add_generation_prompt, continue_final_message, enable_thinking and what else the template reads.
+            chat_template names one of several; by default it is "tool_use" where there are tools and such a template.
 
         Raises
         ------
         UnsupportedModelError
             The model has no chat template.
         TemplateError
-            The template refuses the conversation.
+            The template refuses the conversation, or there is none of that name.
+        TypeError
+            The template does not read an option.
         """
-        if self.chat_template is None:
-            raise UnsupportedModelError(f"{self.name} has no chat template: use stream or generate with plain text")
-        mark = _unused_mark(messages)
-        marked = [_marked(message, mark, self.tokenizer.control_spellings) for message in messages]
-        text = self.chat_template.render(marked, **template_options)
-        return self.tokenizer.encode_marked(text, mark)
+        return self._prompts.explain(messages, **template_options).ids
+
+    def explain_prompt(
+        self, messages: Sequence[Mapping[str, Any]], *, show: bool = True, **template_options: Any
+    ) -> PromptExplanation:
+        """What the model gets for a conversation: the text, the tokens, and where BOS comes from.
+
+        Parameters
+        ----------
+        messages, **template_options
+            As for `encode_chat`, whose ids and errors these are.
+        show : bool
+            Print it too, with control characters written as escapes.
+        """
+        explanation = self._prompts.explain(messages, **template_options)
+        if show:
+            print(escape_controls(str(explanation)))
+        return explanation
 
     def check_open(self) -> None:
         """Raise WoollyError if the model was closed."""
@@ -239,26 +274,3 @@ class Model:
     def __repr__(self) -> str:
         config = self.config
         return f"<woolly.Model {self.name!r}: {config.architecture}, {config.n_layers} layers, n_ctx {self.n_ctx}>"
-
-
-def _unused_mark(messages: Sequence[Mapping[str, Any]]) -> str:
-    """A character that occurs in no message."""
-    everything = repr([dict(message) if isinstance(message, Mapping) else message for message in messages])
-    for mark in NONCHARACTERS:
-        if mark not in everything and repr(mark)[1:-1] not in everything:
-            return mark
-    raise WoollyError("the messages hold every one of the characters U+FDD0 to U+FDD3, which have no meaning in text")
-
-
-def _marked(value: Any, mark: str, spellings: Sequence[str]) -> Any:
-    """The same message with a mark inside every control token that its texts spell out."""
-    if isinstance(value, str):
-        for spelling in spellings:
-            if spelling in value:
-                value = value.replace(spelling, spelling[0] + mark + spelling[1:])
-        return value
-    if isinstance(value, Mapping):
-        return {key: item if key == "role" else _marked(item, mark, spellings) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_marked(item, mark, spellings) for item in value]
-    return value

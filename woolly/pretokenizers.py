@@ -5,9 +5,13 @@ uses for the same name. They are in Oniguruma's syntax and run in the `tokenizer
 cuts the pieces that the one before it left. This file knows nothing of vocabularies.
 """
 
+import re
+import sys
+import unicodedata
 from dataclasses import dataclass
+from functools import cache
 
-from tokenizers import Regex, pre_tokenizers
+from tokenizers import NormalizedString, PreTokenizedString, Regex, pre_tokenizers
 
 from woolly.errors import UnsupportedModelError
 
@@ -29,6 +33,9 @@ class PreTokenizer:
         with spaces written ▁ and unknown characters as <0xXX> tokens.
     newline_runs
         A run of line feeds that is in the vocabulary is one token: Gemma 4 has no merges for them.
+    threes
+        A regular expression of Python's `re` for what is cut into threes counted from its end, after the first pattern
+        has cut: 1234567 becomes 1 234 567. {N} in it stands for all characters of the category N, numbers.
     """
 
     patterns: tuple[str, ...]
@@ -36,10 +43,50 @@ class PreTokenizer:
     add_bos: bool = False
     byte_level: bool = True
     newline_runs: bool = False
+    threes: str | None = None
 
     def compile(self) -> pre_tokenizers.PreTokenizer:
         """Build the cutter: its `pre_tokenize_str(text)` lists (piece, (start, end)) and loses no character."""
-        return pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(p), "isolated") for p in self.patterns])
+        steps = [pre_tokenizers.Split(Regex(p), "isolated") for p in self.patterns]
+        if self.threes is not None:
+            numbers = _numbers() if "{N}" in self.threes else ""
+            threes = _ThreesFromEnd(re.compile(self.threes.replace("{N}", numbers)))
+            steps.insert(1, pre_tokenizers.PreTokenizer.custom(threes))
+        return pre_tokenizers.Sequence(steps)
+
+
+class _ThreesFromEnd:
+    """Cuts runs into threes from their end. A pattern that looks ahead to each run's end takes quadratic time."""
+
+    def __init__(self, runs: re.Pattern[str]) -> None:
+        self._runs = runs
+
+    def pre_tokenize(self, text: PreTokenizedString) -> None:
+        """Cut the pieces of a text (what `tokenizers` calls)."""
+        text.split(self._cut)
+
+    def _cut(self, _: int, piece: NormalizedString) -> list[NormalizedString]:
+        text = str(piece.normalized)
+        cuts = [0]
+        for run in self._runs.finditer(text):
+            start, end = run.span()
+            cuts += range(end - (end - start) // 3 * 3, end, 3)
+        return _slices(piece, [*dict.fromkeys([*cuts, len(text)])])
+
+
+def _slices(piece: NormalizedString, bounds: list[int]) -> list[NormalizedString]:
+    """Cut a piece at all of `bounds`, by halves: a slice takes time in proportion to the piece that it is of."""
+    if len(bounds) <= 2:
+        return [piece]
+    middle = len(bounds) // 2
+    at = bounds[middle] - bounds[0]
+    return _slices(piece[:at], bounds[: middle + 1]) + _slices(piece[at:], bounds[middle:])
+
+
+@cache
+def _numbers() -> str:
+    """Return a character class of all numbers: category N."""
+    return "[" + "".join(c for c in map(chr, range(sys.maxunicode + 1)) if unicodedata.category(c)[0] == "N") + "]"
 
 
 def find_pretokenizer(name: str) -> PreTokenizer:
@@ -104,8 +151,6 @@ _YOUTU_SCRIPTS = (
 
 _DIGIT = r"\p{N}"
 _LINES = r"[^\n]+|\n+"
-# Groups of three counted from the right: 1234567 is 1 234 567.
-_THREES_FROM_RIGHT = r"\p{N}{1,3}(?=(?:\p{N}{3})*(?!\p{N}))"
 _JAIS2_SPACES = "|".join(rf"\s{{{n}}}(?!\S)" for n in ("512", "256", "128", "64", "32", "16", "8", "4", "1,2")) + r"|\s"
 _BLOOM = r" ?[^(\s|.,!?…。，、।۔،)]+"
 _BAILING = (
@@ -125,7 +170,7 @@ _ROWS: tuple[tuple[str, PreTokenizer], ...] = (
         " modern-bert mpt olmo jais trillion granite-docling exaone4",
         PreTokenizer((_GPT2,)),
     ),
-    ("starcoder refact command-r smollm codeshell exaone minerva-7b mellum2", PreTokenizer((_DIGIT, _GPT2))),
+    ("starcoder refact command-r smollm codeshell exaone minerva-7b mellum2 granite", PreTokenizer((_DIGIT, _GPT2))),
     (
         "llama3 llama-v3 llama-bpe falcon3 falcon-h1 pixtral midm-2.0 lfm2 jina-v5-nano",
         PreTokenizer((_LLAMA3,), ignore_merges=True, add_bos=True),
@@ -139,9 +184,9 @@ _ROWS: tuple[tuple[str, PreTokenizer], ...] = (
     ("minicpm5", PreTokenizer((r"\p{N}{1,3}", _LLAMA3.replace("{1,3}", "+")), ignore_merges=True)),
     ("jais-2", PreTokenizer((_LLAMA3.replace(r"\s+(?!\S)|\s+", _JAIS2_SPACES),))),
     ("tekken", PreTokenizer((_TEKKEN,), ignore_merges=True, add_bos=True)),
-    ("gpt-4o llama4 kanana2 talkie minimax-m2", PreTokenizer((_GPT4O,))),
+    ("gpt-4o llama4 kanana2 talkie minimax-m2 minimax", PreTokenizer((_GPT4O,))),
     ("granite-embed-multi-97m", PreTokenizer((_GPT4O,), ignore_merges=True)),
-    ("tiny_aya cohere2moe", PreTokenizer((r"\d{1,3}(?=(?:\d{3})*\b)", _GPT4O))),
+    ("tiny_aya cohere2moe", PreTokenizer((r"(?<!\d)\d++\b", _GPT4O), threes=r"\A\d+\Z")),
     ("kimi-k2", PreTokenizer((_KIMI,))),
     ("youtu", PreTokenizer((_YOUTU_SCRIPTS, _YOUTU), ignore_merges=True)),
     ("deepseek-v3 hunyuan-dense joyai-llm hy_v4", PreTokenizer((r"\p{N}{1,3}", _CJK, _DEEPSEEK_V3))),
@@ -151,7 +196,7 @@ _ROWS: tuple[tuple[str, PreTokenizer], ...] = (
             (r"\p{N}{1,3}", _CJK, rf"{_DEEPSEEK_WORDS}| ?[\p{{P}}\p{{S}}]+|[\r\n]|\s+(?!\S)|\s+", _DIGIT),
         ),
     ),
-    ("afmoe", PreTokenizer((_THREES_FROM_RIGHT, _AFMOE_SCRIPTS, _DEEPSEEK_V3))),
+    ("afmoe", PreTokenizer((r"\p{N}+", _AFMOE_SCRIPTS, _DEEPSEEK_V3), threes=r"\A{N}+\Z")),
     (
         "deepseek-llm",
         PreTokenizer(
@@ -164,7 +209,7 @@ _ROWS: tuple[tuple[str, PreTokenizer], ...] = (
     ("viking", PreTokenizer((_BLOOM, _DIGIT))),
     ("bailingmoe bailingmoe2 llada-moe", PreTokenizer((_BAILING,))),
     ("exaone-moe", PreTokenizer((_EXAONE_MOE,))),
-    ("superbpe", PreTokenizer((r"\p{N}+", r"(?=(\d{3})+(?!\d))"))),
+    ("superbpe", PreTokenizer((r"\p{N}+",), threes=r"\d+")),
     (
         "chameleon",
         PreTokenizer(

@@ -7,7 +7,7 @@ import operator
 import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from woolly.model import Model
 
 DEFAULT_MAX_TOKENS = 256
+_SAMPLING_FIELDS = frozenset(f.name for f in fields(SamplingParams))
 
 
 @dataclass(frozen=True)
@@ -266,11 +267,16 @@ class Session:
         max_tokens: int = DEFAULT_MAX_TOKENS,
         stop: str | Sequence[str] = (),
         timeout_s: float | None = None,
-        **sampling: Any,
+        **options: Any,
     ) -> Iterator[Piece]:
-        """Answer a conversation through the model's chat template; arguments as for `stream`."""
+        """Answer a conversation through the model's chat template; arguments as for `stream`.
+
+        Options that are not fields of `SamplingParams` are the template's, as for `Model.encode_chat`: tools,
+        enable_thinking …
+        """
         clock = _Clock()
-        ids = self._model.encode_chat(messages)
+        sampling = {name: options.pop(name) for name in _SAMPLING_FIELDS & options.keys()}
+        ids = self._model.encode_chat(messages, **options)
         return self._generate(ids, clock, max_tokens, stop, SamplingParams(**sampling), _deadline(timeout_s))
 
     def generate(self, prompt: str | Sequence[int], **options: Any) -> Completion:
@@ -278,7 +284,7 @@ class Session:
         return _last(self.stream(prompt, **options))
 
     def chat(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> Completion:
-        """Answer a conversation and return the whole answer; arguments as for `stream`."""
+        """Answer a conversation and return the whole answer; arguments as for `stream_chat`."""
         return _last(self.stream_chat(messages, **options))
 
     def _prefill(self, ids: list[int], clock: _Clock) -> NDArray[np.float32]:

@@ -12,6 +12,7 @@ The first two are ours, because no library opens fast enough: `tokenizers` needs
 and merge word by word: most words of a text have come before, and what they became is remembered.
 """
 
+import functools
 import re
 from collections.abc import Callable, Iterable, Sequence
 from heapq import heapify, heappop, heappush
@@ -195,7 +196,7 @@ class RankedBPE(_WordBPE):
         unk_id: int | None,
     ) -> None:
         super().__init__(ids, byte_ids, unk_id)
-        self._ranks = dict(zip(reversed(merges), range(len(merges) - 1, -1, -1), strict=True))
+        self._merges = merges
         self._pretokenizer = pretokenizer
         self._split = pretokenizer.compile().pre_tokenize_str
         self._cutter: _SpaceCutter | None = None
@@ -214,6 +215,11 @@ class RankedBPE(_WordBPE):
         else:
             whole = self._pretokenizer.newline_runs and not word.strip("\n")
         return [word] if whole and word in self._ids else merge(list(word), self._rank)
+
+    @functools.cached_property
+    def _ranks(self) -> dict[str, int]:
+        # Takes 40 ms for the 280,147 merges of Llama 3: only who encodes pays.
+        return dict(zip(reversed(self._merges), range(len(self._merges) - 1, -1, -1), strict=True))
 
     def _rank(self, left: str, right: str) -> int | None:
         rank = self._ranks.get(f"{left} {right}")

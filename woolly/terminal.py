@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 # C0 and C1 controls but for newline and tab, which could move the cursor or worse; lone surrogates, which no stream
@@ -57,6 +58,22 @@ def print_facts(facts: Iterable[tuple[str, object]]) -> None:
     for name, value in facts:
         table.add_row(_safe(name), _safe(str(value)))
     _console().print(table)
+
+
+@contextlib.contextmanager
+def progress_bar(name: str, total_bytes: int) -> Iterator[Callable[[int], None]]:
+    """Yields a function that takes the bytes done so far; the bar is drawn on stderr, on a terminal only."""
+    if not sys.stderr.isatty():
+        yield lambda n_bytes: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    columns: list[Any] = [TextColumn("{task.description}"), BarColumn(), DownloadColumn()]
+    columns += [TransferSpeedColumn(), TimeRemainingColumn()]
+    with Progress(*columns, console=Console(stderr=True)) as bar:
+        task = bar.add_task(one_line(name), total=total_bytes)
+        yield lambda n_bytes: bar.update(task, completed=n_bytes)
 
 
 def format_bytes(n_bytes: int) -> str:

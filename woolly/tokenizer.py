@@ -16,7 +16,8 @@ from woolly.errors import GGUFError, UnsupportedModelError
 from woolly.subwords import CHAR_TO_BYTE, SPACE, RankedBPE, SentencePieceBPE, Unigram, WordPiece
 from woolly.vocabulary import PREFIX, Keys, TokenType, Vocabulary, read_charsmap, read_merges, read_scores
 
-_ASCII_SPACES = re.compile(r"[ \t\n\v\f\r]*")
+_ASCII_SPACE = " \t\n\v\f\r"
+_ASCII_SPACES = re.compile(f"[{_ASCII_SPACE}]*")
 
 
 class StreamDecoder:
@@ -93,9 +94,9 @@ class Tokenizer:
         self.hidden_ids = vocabulary.hidden_ids
         self.special_ids = vocabulary.special_ids
 
-        strips_after = _phi3_strippers(vocabulary, metadata)
-        self._special_text = _SpecialText(vocabulary.tokens, self.special_ids, strips_after)
-        self._user_defined_text = _SpecialText(vocabulary.tokens, self.special_ids - self.hidden_ids, strips_after)
+        strips = _mask_strippers(vocabulary, metadata), _phi3_strippers(vocabulary, metadata)
+        self._special_text = _SpecialText(vocabulary.tokens, self.special_ids, *strips)
+        self._user_defined_text = _SpecialText(vocabulary.tokens, self.special_ids - self.hidden_ids, *strips)
         self.adds_space_prefix = _reads_space_prefix(keys, vocabulary.kind)
         self._charsmap = read_charsmap(keys) if vocabulary.kind == "t5" else None
         self._removes_extra_spaces = keys.get("remove_extra_whitespaces", bool, False)
@@ -158,6 +159,8 @@ class Tokenizer:
     def encode_marked(self, text: str, mark: str) -> list[int]:
         """Return the token ids of a text whose control tokens count unless they hold a mark.
 
+        BOS comes before, where the file asks for it and the text has none. Nothing comes after: it is to be continued.
+
         Parameters
         ----------
         text
@@ -172,12 +175,17 @@ class Tokenizer:
                 ids.append(part)
             else:
                 ids += self._model.encode(self._normalize(part.replace(mark, "")))
-        return self._framed(ids)
+        return self._begun(ids)
 
-    def _framed(self, ids: list[int]) -> list[int]:
-        """Ids with BOS, SEP and EOS as the file asks; BOS is never doubled."""
+    def _begun(self, ids: list[int]) -> list[int]:
+        """Ids with BOS as the file asks; it is never doubled."""
         if self.add_bos and (not ids or ids[0] != self.bos_id):
             ids.insert(0, self.bos_id)
+        return ids
+
+    def _framed(self, ids: list[int]) -> list[int]:
+        """Ids with BOS, SEP and EOS as the file asks."""
+        self._begun(ids)
         if self.add_sep:
             ids.append(self.sep_id)
         if self.add_eos:
@@ -268,12 +276,15 @@ class _SpecialText:
         The vocabulary.
     ids
         The tokens to look for.
-    strips_after
-        Those of them that swallow the white space after them.
+    strips_before, strips_after
+        Those of them that swallow the white space before them, or after them.
     """
 
-    def __init__(self, tokens: Sequence[str], ids: Iterable[int], strips_after: frozenset[int]) -> None:
+    def __init__(
+        self, tokens: Sequence[str], ids: Iterable[int], strips_before: frozenset[int], strips_after: frozenset[int]
+    ) -> None:
         self._ids = {tokens[i]: i for i in ids}
+        self._strips_before = strips_before
         self._strips_after = strips_after
         # Thousands of alternatives make a slow regular expression; the few ways in which they begin make a fast one.
         lengths: dict[str, set[int]] = {}
@@ -295,9 +306,10 @@ class _SpecialText:
             if length is None:
                 pos += 1
                 continue
-            if start < pos:
-                yield text[start:pos]
             token_id = self._ids[text[pos : pos + length]]
+            before = text[start:pos].rstrip(_ASCII_SPACE) if token_id in self._strips_before else text[start:pos]
+            if before:
+                yield before
             yield token_id
             pos += length
             if token_id in self._strips_after:
@@ -342,6 +354,16 @@ def _phi3_strippers(vocabulary: Vocabulary, metadata: Mapping[str, Any]) -> froz
     if vocabulary.kind != "llama" or metadata.get("general.architecture") != "phi3":
         return frozenset()
     return frozenset(i for i in vocabulary.special_ids if vocabulary.tokens[i] not in ("<unk>", "<s>", "<|endoftext|>"))
+
+
+def _mask_strippers(vocabulary: Vocabulary, metadata: Mapping[str, Any]) -> frozenset[int]:
+    """Return the mask tokens before which white space is lost: a property of some encoders, not recorded either."""
+    pre = metadata.get(f"{PREFIX}pre")
+    encoder = pre in ("jina-v2-de", "jina-v2-es", "jina-v2-code", "modern-bert")
+    if encoder or metadata.get("general.architecture") in ("nomic-bert-moe", "jina-bert-v3"):
+        mask = vocabulary.ids.get("[MASK]" if pre == "modern-bert" else "<mask>")
+        return frozenset() if mask is None else frozenset({mask})
+    return frozenset()
 
 
 def _to_unicode(text: str) -> str:

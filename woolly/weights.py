@@ -7,13 +7,15 @@ nothing is inflated on the way. It does not know what a tensor is for.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 from woolly._kernels import PackedMatrix, dequantize, kernel_formats
+from woolly.checkpoint import Checkpoint
 from woolly.errors import GGUFError, UnsupportedFormatError
-from woolly.gguf_file import GGUFFile, TensorInfo
+from woolly.gguf_file import TensorInfo
 from woolly.metadata import show
 
 
@@ -25,11 +27,12 @@ def packed_bytes(info: TensorInfo) -> int:
 
 
 class Weights:
-    """Tensors of a GGUF file by name, checked against the shape that the model expects.
+    """Tensors of a checkpoint by name, checked against the shape that the model expects.
 
     Parameters
     ----------
-    file : GGUFFile
+    file : Checkpoint
+        A GGUF file, or what shows a folder as one.
     n_threads : int, optional
         For packing.
 
@@ -39,7 +42,7 @@ class Weights:
         Bytes of all weights taken so far, as they lie in memory.
     """
 
-    def __init__(self, file: GGUFFile, *, n_threads: int | None = None) -> None:
+    def __init__(self, file: Checkpoint, *, n_threads: int | None = None) -> None:
         self._file = file
         self._n_threads = n_threads
         self._taken: set[str] = set()
@@ -64,12 +67,21 @@ class Weights:
         UnsupportedFormatError
             No kernel takes its format.
         """
-        info = self._checked(name, shape)
-        rows = self._file.tensor_bytes(name).reshape(info.shape[0], -1)
-        packed = PackedMatrix(*shape, info.format.name).pack(rows, n_threads=self._n_threads)
-        self._file.release(name)
-        self.nbytes += packed.nbytes
+        (packed,) = self.matrices(name, (shape[0],), shape[1])
         return packed
+
+    def matrices(self, name: str, n_rows: Sequence[int], n_cols: int, /) -> list[PackedMatrix]:
+        """The matrices of so many rows each that lie one below the other in the tensor `name`. Raises as `matrix`."""
+        info = self._checked(name, (sum(n_rows), n_cols))
+        rows = self._file.tensor_bytes(name).reshape(info.shape[0], -1)
+        parts, begin = [], 0
+        for n in n_rows:
+            part = PackedMatrix(n, n_cols, info.format.name)
+            parts.append(part.pack(rows[begin : begin + n], n_threads=self._n_threads))
+            self.nbytes += part.nbytes
+            begin += n
+        self._file.release(name)
+        return parts
 
     def vector(self, name: str, n: int, /) -> NDArray[np.float32]:
         """The vector `name` as float32, (n,). Raises as `matrix` does."""

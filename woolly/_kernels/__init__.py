@@ -13,7 +13,17 @@ from woolly._kernels.dispatch import (
 from woolly._kernels.generate import GENERATED_FORMATS, generate, generate_all
 from woolly._kernels.matmul import PackedMatrix, aligned_empty, dequantize, matmul
 from woolly._kernels.program import Program, Stop
-from woolly._kernels.rows import exp_f32, glu_f32, quantize_q16, rmsnorm_f32, rope_f32, softmax_f32
+from woolly._kernels.rows import (
+    activation_f32,
+    exp_f32,
+    glu_f32,
+    layernorm_f32,
+    quantize_q16,
+    rmsnorm_f32,
+    rope_f32,
+    softcap_f32,
+    softmax_f32,
+)
 from woolly._kernels.threads import check_threads, default_threads
 
 __all__ = [
@@ -22,6 +32,7 @@ __all__ = [
     "PackedMatrix",
     "Program",
     "Stop",
+    "activation_f32",
     "active_isa",
     "aligned_empty",
     "attention_f32",
@@ -36,11 +47,13 @@ __all__ = [
     "generate_all",
     "glu_f32",
     "kernel_formats",
+    "layernorm_f32",
     "matmul",
     "quantize_q16",
     "rmsnorm_f32",
     "rope_f32",
     "set_isa",
+    "softcap_f32",
     "softmax_f32",
     "use_isa",
 ]

@@ -47,7 +47,7 @@ cdef extern from *:
         case 1: return HAS("avx2") && HAS("fma") && HAS("bmi2");
         case 2: return HAS("avx2") && HAS("fma") && HAS("bmi2") && HAS("avx512f") && HAS("avx512bw") &&
                        HAS("avx512dq") && HAS("avx512vl") && HAS("avx512vnni");
-        case 3: return machine_runs(2) && HAS("amx-tile") && HAS("amx-int8") && tiles_permitted();
+        case 3: return machine_runs(2) && HAS("amx-tile") && HAS("amx-bf16") && tiles_permitted();
     #endif
         }
         return 0;

@@ -1,11 +1,12 @@
 # The C interface of kernels.h, as the extensions see it.
-from libc.stdint cimport int32_t, int64_t, uint8_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint64_t
 
 
 cdef extern from "kernels.h" nogil:
     enum:
         WOOLLY_GROUP
         WOOLLY_QBLOCK
+        WOOLLY_BF16_LEAST_COLS
         WOOLLY_KV_TILE
         WOOLLY_ATTENTION_COLS
         WOOLLY_KV_F16
@@ -16,6 +17,7 @@ cdef extern from "kernels.h" nogil:
         WOOLLY_ROPE_NEOX
 
     int64_t woolly_q16_stride(int64_t n_k)
+    int64_t woolly_bf16_bytes(int64_t n_k, int64_t n_cols)
     int64_t woolly_attention_scratch(int64_t head_dim)
 
     ctypedef struct woolly_matmul_args:
@@ -26,6 +28,7 @@ cdef extern from "kernels.h" nogil:
         int64_t x_stride
         const uint8_t *xq
         int64_t xq_stride
+        const uint16_t *bf16
         float *out
         int64_t out_stride
         int64_t n_cols
@@ -77,7 +80,12 @@ cdef extern from "kernels.h" nogil:
         woolly_format *formats
         void (*quantize_q16)(const float *x, int64_t n_k, uint8_t *record) noexcept nogil
         void (*dequantize_q16)(const uint8_t *record, int64_t n_k, float *out) noexcept nogil
+        void (*bf16_of_q16)(const uint8_t *record, int64_t n_k, int64_t col, uint16_t *bf16) noexcept nogil
         void (*rmsnorm)(const float *x, const float *weight, int64_t n, float eps, float *out) noexcept nogil
+        void (*layernorm)(const float *x, const float *weight, const float *bias, int64_t n, float eps,
+                          float *out) noexcept nogil
+        void (*act)(int act, const float *x, int64_t n, float *out) noexcept nogil
+        void (*softcap)(const float *x, float cap, int64_t n, float *out) noexcept nogil
         void (*glu)(int act, const float *gate, const float *up, int64_t n, float *out) noexcept nogil
         void (*exp)(const float *x, int64_t n, float *out) noexcept nogil
         void (*softmax)(const float *x, int64_t n, float *out) noexcept nogil

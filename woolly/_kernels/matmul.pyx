@@ -6,18 +6,19 @@ Owns validation, packing and how a matmul is shared out among threads; a range o
 import numpy as np
 
 from cython.parallel cimport prange
-from libc.stdint cimport int64_t, uint8_t
+from libc.stdint cimport int64_t, uint8_t, uint16_t
 from libc.stdlib cimport free, malloc
 
 from woolly._kernels.dispatch cimport active
 from woolly._kernels.kernels cimport (
-    WOOLLY_GROUP, woolly_format, woolly_kernels, woolly_matmul_args, woolly_q16_stride,
+    WOOLLY_BF16_LEAST_COLS, WOOLLY_GROUP, woolly_bf16_bytes, woolly_format, woolly_kernels, woolly_matmul_args,
+    woolly_q16_stride,
 )
 
 from woolly._kernels.dispatch import format_index
 from woolly._kernels.threads import check_threads
 
-cdef int64_t ROWS_A_TASK = 32  # two groups: the widest tile
+cdef int64_t ROWS_A_TASK = 64  # four groups: the widest tile
 
 
 def aligned_empty(n_bytes, /, *, align=64):
@@ -51,8 +52,8 @@ cdef class PackedMatrix:
     Notes
     -----
     Packing permutes bits and inflates nothing: `unpack` gives the source back exactly. Formats without kernels of their
-    own are converted to one that has them instead, which changes no value: those of 1 to 3 bits (IQ1 to IQ3, TQ) take 4.66
-    bits a weight; only F64 is rounded, to F32. The layout is the same for all instruction sets. Reading is safe from
+    own are converted to one that has them instead, which changes no value: those of 1 to 3 bits (IQ1 to IQ3, TQ) take
+    4.66 bits a weight; only F64 is rounded, to F32. The layout is the same for all instruction sets. Reading is safe from
     several threads.
     """
 
@@ -291,12 +292,19 @@ def matmul(PackedMatrix w not None, const float[:, ::1] x not None, /, *, out=No
     args.out, args.out_stride = &y[0, 0], m.n_rows
     args.n_cols = n_tokens
     args.accumulate = 0
-    cdef uint8_t[::1] records
+    cdef uint8_t[::1] records, wide
+    cdef uint16_t *bf16 = NULL
+    if m.quantised and kernels.bf16_of_q16 != NULL and n_tokens >= WOOLLY_BF16_LEAST_COLS:
+        wide = aligned_empty(woolly_bf16_bytes(m.n_cols, n_tokens))
+        bf16 = <uint16_t *>&wide[0]
+    args.bf16 = bf16
     if m.quantised:
         records = aligned_empty(n_tokens * stride)
         args.xq = &records[0]
         for t in prange(n_tokens, nogil=True, num_threads=threads):
             kernels.quantize_q16(&x[t, 0], m.n_cols, &records[t * stride])
+            if bf16 != NULL:
+                kernels.bf16_of_q16(&records[t * stride], m.n_cols, t, bf16)
     for task in prange((m.n_groups + step - 1) // step, nogil=True, num_threads=threads, schedule="dynamic"):
         kernels.formats[m.format].matmul(&args, task * step, min(m.n_groups, task * step + step))
     return out

@@ -13,7 +13,7 @@ import numpy as np
 cimport openmp
 from cpython.exc cimport PyErr_CheckSignals
 from cython.parallel cimport parallel
-from libc.stdint cimport int32_t, int64_t, uint8_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 
@@ -22,7 +22,7 @@ from woolly._kernels.attention cimport (
 )
 from woolly._kernels.dispatch cimport active
 from woolly._kernels.kernels cimport (
-    woolly_kernels, woolly_kv_head, woolly_matmul_args, woolly_q16_stride,
+    WOOLLY_BF16_LEAST_COLS, woolly_bf16_bytes, woolly_kernels, woolly_kv_head, woolly_matmul_args, woolly_q16_stride,
 )
 from woolly._kernels.matmul cimport MatrixView, PackedMatrix, matrix_row
 
@@ -61,11 +61,18 @@ cdef enum:
     QUANTIZE
     ROPE_STORE
     SELECT
+    LAYERNORM
+    BIAS
+    ACTIVATE
+    SOFTCAP
     MATMUL
     ATTENTION
 
 cdef enum:
     COLUMN_STEP = 48                # a multiple of every tile's columns
+    BF16_ROW_STEP = 4               # groups of rows in a tile of bf16
+    ROW_STEP = 2                    # and in the others
+    BF16_COLUMN_BLOCK = 256         # for tiles of bf16, which read activations ahead, so that they need not stay in L2
     COLUMN_BLOCK_BYTES = 1 << 20    # half of a 2 MB L2: activations that stay there while row groups go by
 
 cdef enum:
@@ -88,6 +95,7 @@ cdef struct Buffer:
     int64_t stride
     uint8_t *q16                # records of quantised activations, NULL where no matmul wants them
     int64_t q16_stride
+    uint16_t *bf16              # the same for tiles of bf16
 
 cdef struct Part:
     MatrixView m
@@ -110,6 +118,7 @@ cdef struct Op:
     int64_t n_kv_heads
     int64_t head_dim
     int64_t n_rot
+    int64_t width              # of the logits, where they are capped
     int64_t window
     float eps
     float factor
@@ -347,6 +356,39 @@ cdef class Program:
         op.accumulate = accumulate
         return out
 
+    def layernorm(self, out, x, weight, bias, /, *, eps, name):
+        """out = (x - mean(x)) / sqrt(var(x) + eps) * weight + bias."""
+        self.buffer(out, self.width(x))
+        cdef Op *op = self._record(LAYERNORM, name, out)
+        op.x = self._buffers[x]
+        op.weight = self._vector(weight, self.width(x), name)
+        op.weight2 = self._vector(bias, self.width(x), name)
+        op.eps = eps
+        return out
+
+    def bias(self, x, bias, /, *, name):
+        """x += bias, the same for every token."""
+        cdef Op *op = self._record(BIAS, name, x)
+        op.x = self._buffers[x]
+        op.weight = self._vector(bias, self.width(x), name)
+        return x
+
+    def activate(self, out, x, /, *, activation, name):
+        """out = activation(x), without a gate."""
+        self.buffer(out, self.width(x))
+        cdef Op *op = self._record(ACTIVATE, name, out)
+        op.x = self._buffers[x]
+        op.activation = ACTIVATIONS[activation]
+        return out
+
+    def softcap_logits(self, cap, /, *, name="logits_softcap"):
+        """logits = cap tanh(logits / cap)."""
+        if not self._logits_width:
+            raise ValueError(f"{name}: there are no logits yet")
+        cdef Op *op = self._record(SOFTCAP, name, "logits")
+        op.factor = cap
+        op.width = self._logits_width
+
     def add(self, out, x, y, /, *, name):
         """out = x + y."""
         if self.width(x) != self.width(y):
@@ -411,6 +453,11 @@ cdef class Program:
             buf.q16_stride = woolly_q16_stride(buf.width)
             memory = self._memory(self.max_tokens * buf.q16_stride)
             buf.q16 = <uint8_t *><size_t>memory.ctypes.data
+            memory = aligned_empty(woolly_bf16_bytes(buf.width, self.max_tokens))
+            self._alive.append(memory)
+            if active().bf16_of_q16 != NULL:  # pages that nothing writes take no memory
+                self.buffer_bytes += memory.nbytes
+            buf.bf16 = <uint16_t *><size_t>memory.ctypes.data
         cdef Op *writer = &self._ops[<int>self._writer[x]]
         if writer.kind < MATMUL:
             writer.quantize_out = True
@@ -738,7 +785,11 @@ cdef class Program:
 
 cdef bint is_serial(const Run *run, int s) noexcept nogil:
     cdef const Op *op = &run.ops[run.stages[s].begin]
-    return op.kind < MATMUL and (run.n_outputs if op.outputs_only else run.n_tokens) <= 1
+    return op.kind < MATMUL and n_rows(run, op) <= 1
+
+
+cdef int64_t n_rows(const Run *run, const Op *op) noexcept nogil:
+    return run.n_outputs if op.outputs_only else run.n_tokens
 
 
 cdef void keep_time(Run *run, int s) noexcept nogil:
@@ -762,22 +813,26 @@ cdef void work_stage(Run *run, int s, float *scratch, int n_threads) noexcept no
 
 cdef void work_matmul(Run *run, const Op *op, woolly_tasks *tasks, int n_threads) noexcept nogil:
     """Blocks of columns that fit into L2, for each the row groups of all parts in chunks; whoever is free takes one."""
-    cdef int64_t n_cols = run.n_outputs if op.outputs_only else run.n_tokens
+    cdef int64_t n_cols = n_rows(run, op)
     cdef const Buffer *x = &run.buffers[op.x]
     cdef int64_t column_bytes = x.q16_stride if op.parts[0].m.quantised else 4 * x.stride
     cdef int64_t block = max(COLUMN_STEP, COLUMN_BLOCK_BYTES // column_bytes // COLUMN_STEP * COLUMN_STEP)
-    cdef int64_t total = 0, chunk, task, begin = 0, n_chunks, col = 0
+    cdef bint in_bf16 = run.kernels.bf16_of_q16 != NULL and n_cols >= WOOLLY_BF16_LEAST_COLS
+    cdef int64_t step = ROW_STEP, total = 0, chunk, task, begin = 0, n_chunks, col = 0
     cdef int i
     cdef woolly_matmul_args args
+    if in_bf16:
+        block, step = BF16_COLUMN_BLOCK, BF16_ROW_STEP
     for i in range(op.n_parts):
         total += op.parts[i].m.n_groups
-    chunk = total if n_threads == 1 else max(<int64_t>2, total // (n_threads * 8) // 2 * 2)
+    chunk = total if n_threads == 1 else max(step, total // (n_threads * 8) // step * step)
     args.x_stride, args.xq_stride = x.stride, x.q16_stride
     args.accumulate = op.accumulate
     task = next_task(tasks)
     while col < n_cols:
         args.n_cols = min(block, n_cols - col)
         args.x, args.xq = x.data + col * x.stride, x.q16 + col * x.q16_stride
+        args.bf16 = x.bf16 + col * 2 * x.width if in_bf16 else NULL
         for i in range(op.n_parts):
             n_chunks = (op.parts[i].m.n_groups + chunk - 1) // chunk
             set_part(run, &op.parts[i], col, &args)
@@ -799,7 +854,7 @@ cdef void set_part(Run *run, const Part *part, int64_t col, woolly_matmul_args *
 
 
 cdef void work_rows(Run *run, const Stage *stage, woolly_tasks *tasks, float *scratch, int n_threads) noexcept nogil:
-    cdef int64_t n = run.n_outputs if run.ops[stage.begin].outputs_only else run.n_tokens
+    cdef int64_t n = n_rows(run, &run.ops[stage.begin])
     cdef int64_t chunk = max(<int64_t>1, min(<int64_t>16, n // (n_threads * 4)))
     cdef int64_t task, row
     cdef int op
@@ -815,6 +870,9 @@ cdef void work_rows(Run *run, const Stage *stage, woolly_tasks *tasks, float *sc
 cdef void work_row(Run *run, const Op *op, int64_t row, float *scratch) noexcept nogil:
     """One operation for one token (or, after select, one output)."""
     cdef const woolly_kernels *kernels = run.kernels
+    if op.kind == SOFTCAP:
+        kernels.softcap(run.logits + row * op.width, op.factor, op.width, run.logits + row * op.width)
+        return
     cdef const Buffer *buf = &run.buffers[op.out]
     cdef float *out = buf.data + row * buf.stride
     cdef const float *x = run.buffers[op.x].data + row * run.buffers[op.x].stride
@@ -828,6 +886,12 @@ cdef void work_row(Run *run, const Op *op, int64_t row, float *scratch) noexcept
             kernels.add(out, x, buf.width, out)
         else:
             kernels.rmsnorm(x, op.weight, buf.width, op.eps, out)
+    elif op.kind == LAYERNORM:
+        kernels.layernorm(x, op.weight, op.weight2, buf.width, op.eps, out)
+    elif op.kind == BIAS:
+        kernels.add(x, op.weight, buf.width, out)
+    elif op.kind == ACTIVATE:
+        kernels.act(op.activation, x, buf.width, out)
     elif op.kind == ADD:
         kernels.add(x, run.buffers[op.y].data + row * run.buffers[op.y].stride, buf.width, out)
     elif op.kind == SCALE:
@@ -840,6 +904,8 @@ cdef void work_row(Run *run, const Op *op, int64_t row, float *scratch) noexcept
         work_rope_store(run, op, row)
     if op.quantize_out:
         kernels.quantize_q16(out, buf.width, buf.q16 + row * buf.q16_stride)
+        if kernels.bf16_of_q16 != NULL and n_rows(run, op) >= WOOLLY_BF16_LEAST_COLS:
+            kernels.bf16_of_q16(buf.q16 + row * buf.q16_stride, buf.width, row, buf.bf16)
 
 
 cdef void work_rope_store(Run *run, const Op *op, int64_t row) noexcept nogil:

@@ -12,6 +12,27 @@ def rmsnorm_f32(
     out: NDArray[np.float32] | None = None,
     n_threads: int | None = None,
 ) -> NDArray[np.float32]: ...
+def layernorm_f32(
+    x: NDArray[np.float32],
+    weight: NDArray[np.float32],
+    bias: NDArray[np.float32],
+    /,
+    *,
+    eps: float,
+    out: NDArray[np.float32] | None = None,
+    n_threads: int | None = None,
+) -> NDArray[np.float32]: ...
+def activation_f32(
+    x: NDArray[np.float32],
+    /,
+    *,
+    activation: Literal["silu", "gelu_tanh"],
+    out: NDArray[np.float32] | None = None,
+    n_threads: int | None = None,
+) -> NDArray[np.float32]: ...
+def softcap_f32(
+    x: NDArray[np.float32], /, *, cap: float, out: NDArray[np.float32] | None = None, n_threads: int | None = None
+) -> NDArray[np.float32]: ...
 def glu_f32(
     gate: NDArray[np.float32],
     up: NDArray[np.float32],

@@ -1,4 +1,4 @@
-"""Kernels that work along rows: RMSNorm, gated activations, softmax, exp, RoPE, activation quantisation."""
+"""Kernels that work along rows: norms, activations, soft caps, softmax, exp, RoPE, activation quantisation."""
 
 import numpy as np
 
@@ -54,6 +54,121 @@ def rmsnorm_f32(const float[:, ::1] x not None, const float[::1] weight not None
     if n:
         for t in prange(x.shape[0], nogil=True, num_threads=threads):
             kernels.rmsnorm(&x[t, 0], &weight[0], n, epsilon, &y[t, 0])
+    return out
+
+
+def layernorm_f32(const float[:, ::1] x not None, const float[::1] weight not None, const float[::1] bias not None, /,
+                  *, eps, out=None, n_threads=None):
+    """out = (x - mean(x)) / sqrt(mean((x - mean(x))^2) + eps) * weight + bias, row by row.
+
+    Parameters
+    ----------
+    x : float32, (n_tokens, n), C-contiguous
+    weight, bias : float32, (n,)
+    eps : float
+    out : float32, (n_tokens, n), optional
+        May be x's own array.
+    n_threads : int, optional
+
+    Returns
+    -------
+    float32, (n_tokens, n)
+
+    Raises
+    ------
+    ValueError
+        Shapes do not fit.
+
+    Notes
+    -----
+    Both sums run over 16 float32 lanes and a fixed tree. Ba, Kiros and Hinton 2016, arXiv:1607.06450.
+    """
+    if weight.shape[0] != x.shape[1] or bias.shape[0] != x.shape[1]:
+        raise ValueError(f"layernorm_f32: x has {x.shape[1]} columns, weight has {weight.shape[0]}, "
+                         f"bias has {bias.shape[0]}")
+    out = check_out(out, (x.shape[0], x.shape[1]), "layernorm_f32")
+    cdef float[:, ::1] y = out
+    cdef const woolly_kernels *kernels = active()
+    cdef int64_t t, n = x.shape[1]
+    cdef float epsilon = eps
+    cdef int threads = check_threads(n_threads)
+    if n:
+        for t in prange(x.shape[0], nogil=True, num_threads=threads):
+            kernels.layernorm(&x[t, 0], &weight[0], &bias[0], n, epsilon, &y[t, 0])
+    return out
+
+
+def activation_f32(const float[:, ::1] x not None, /, *, activation, out=None, n_threads=None):
+    """out = activation(x), without a gate.
+
+    Parameters
+    ----------
+    x : float32, (n_tokens, n), C-contiguous
+    activation : {"silu", "gelu_tanh"}
+        As in `glu_f32`.
+    out : float32, (n_tokens, n), optional
+        May be x's own array.
+    n_threads : int, optional
+
+    Returns
+    -------
+    float32, (n_tokens, n)
+
+    Raises
+    ------
+    ValueError
+        The activation is unknown.
+    """
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"activation_f32: unknown activation {activation!r}, known: {', '.join(ACTIVATIONS)}")
+    out = check_out(out, (x.shape[0], x.shape[1]), "activation_f32")
+    cdef float[:, ::1] y = out
+    cdef const woolly_kernels *kernels = active()
+    cdef int64_t t, n = x.shape[1]
+    cdef int act = ACTIVATIONS[activation], threads = check_threads(n_threads)
+    if n:
+        for t in prange(x.shape[0], nogil=True, num_threads=threads):
+            kernels.act(act, &x[t, 0], n, &y[t, 0])
+    return out
+
+
+def softcap_f32(const float[:, ::1] x not None, /, *, cap, out=None, n_threads=None):
+    """out = cap tanh(x / cap): values bent into (-cap, cap).
+
+    Parameters
+    ----------
+    x : float32, (n_tokens, n), C-contiguous
+    cap : float
+        Above zero.
+    out : float32, (n_tokens, n), optional
+        May be x's own array.
+    n_threads : int, optional
+
+    Returns
+    -------
+    float32, (n_tokens, n)
+
+    Raises
+    ------
+    ValueError
+        cap is not above zero.
+
+    Notes
+    -----
+    Computed as 2 cap / (1 + exp(-2 x / cap)) - cap: the error is relative to cap, not to the result. Gemma Team 2024,
+    arXiv:2408.00118.
+    """
+    if not cap > 0:
+        raise ValueError(f"softcap_f32: cap must be above zero, got {cap}")
+    out = check_out(out, (x.shape[0], x.shape[1]), "softcap_f32")
+    cdef float[:, ::1] y = out
+    cdef const woolly_kernels *kernels = active()
+    cdef int64_t t, n = x.shape[1]
+    cdef float limit = cap
+    cdef int threads = check_threads(n_threads)
+    if n:
+        for t in prange(x.shape[0], nogil=True, num_threads=threads):
+            kernels.softcap(&x[t, 0], limit, n, &y[t, 0])
     return out
 
 
@@ -186,7 +301,9 @@ def rope_f32(const float[:, :, ::1] x not None, const float[:, ::1] cos not None
 
 
 def quantize_q16(const float[:, ::1] x not None, /):
-    """Quantise activations to 16 bits per 32 values: q = 256 hi + lo = round(32639 x / max|x|), d = max|x| / 32639.
+    """Quantise activations to 16 bits per 32 values: q = 256 hi + lo = round(x / d).
+
+    d is the least power of two that keeps |q| within 32639, so that products with it are exact.
 
     Parameters
     ----------
@@ -204,8 +321,9 @@ def quantize_q16(const float[:, ::1] x not None, /):
 
     Notes
     -----
-    Rounds half to even; the lower digit is never -128, such a q is one more. A block whose maximum is at most 1e-33
-    becomes zero; one that holds a NaN or an infinity gets that as its scale, so that it cannot go unnoticed.
+    Rounds half to even; the lower digit is never -128, such a q is one more. A block whose maximum is below 1e-32
+    becomes zero; one that holds a NaN or a magnitude of 2^100 or more gets NaN as its scale, so that it
+    cannot go unnoticed.
     """
     cdef int64_t n = x.shape[1], t, stride = woolly_q16_stride(n)
     if n % WOOLLY_QBLOCK:

@@ -129,3 +129,28 @@ def decode_strings(
             raise ValueError(f"string {i} at byte {start} has length {length}, there are {size} bytes")
         strings.append(PyUnicode_DecodeUTF8(<const char *>&data[0] + start, length, "replace") if length else "")
     return strings
+
+
+def find_bad_merge(list merges not None, dict ids not None, /):
+    """Find the first merge that is not the two parts of a token with a space between them.
+
+    Parameters
+    ----------
+    merges : list of str
+        Such as "th e".
+    ids : dict of str to int
+        The tokens.
+
+    Returns
+    -------
+    int
+        Its number, or -1 if there is none.
+    """
+    cdef Py_ssize_t i, at
+    cdef str merge
+    for i in range(len(merges)):
+        merge = merges[i]
+        at = merge.find(" ")
+        if at < 0 or merge.find(" ", at + 1) >= 0 or merge.replace(" ", "") not in ids:
+            return i
+    return -1

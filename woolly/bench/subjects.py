@@ -27,12 +27,13 @@ from woolly.weights import Weights
 
 FLOATS = ("f32", "f16", "bf16")
 
-# What the matmul operations of a layer multiply by, by the end of the operation's name
+# What the matmul operations of a layer multiply by, by the end of the operation's name: those of them that the file has
 STAGE_TENSORS = {
-    "attn_qkv": ("attn_q", "attn_k", "attn_v"),
+    "attn_qkv": ("attn_qkv", "attn_q", "attn_k", "attn_v"),
     "attn_residual": ("attn_output",),
     "attn_out": ("attn_output",),
     "ffn_gate_up": ("ffn_gate", "ffn_up"),
+    "ffn_up": ("ffn_up",),
     "ffn_residual": ("ffn_down",),
     "ffn_out": ("ffn_down",),
 }
@@ -83,8 +84,8 @@ class Subject:
         if stage == "logits":
             return [self.matrices.get("output.weight", self.matrices["token_embd.weight"])]
         match = re.fullmatch(r"(blk\.\d+\.)(.+)", stage)
-        names = STAGE_TENSORS.get(match[2], ()) if match else ()
-        return [self.matrices[f"{match[1]}{name}.weight"] for name in names] if match else []
+        names = [f"{match[1]}{name}.weight" for name in STAGE_TENSORS.get(match[2], ())] if match else []
+        return [self.matrices[name] for name in names if name in self.matrices]
 
     def read_bytes(self) -> int:
         """Bytes of weights that a token reads: all matrices, but for an embedding that is not the head as well."""

@@ -8,9 +8,21 @@ from types import ModuleType
 
 from woolly.errors import UnsupportedModelError
 from woolly.metadata import show
-from woolly.models import gemma3, llama
+from woolly.models import gemma, gemma2, gemma3, granite, llama, olmo2, phi3, qwen2, qwen3, smollm3, starcoder2
 
-ARCHITECTURES: dict[str, ModuleType] = {"llama": llama, "gemma3": gemma3}
+ARCHITECTURES: dict[str, ModuleType] = {
+    "llama": llama,
+    "qwen2": qwen2,
+    "qwen3": qwen3,
+    "gemma": gemma,
+    "gemma2": gemma2,
+    "gemma3": gemma3,
+    "phi3": phi3,
+    "olmo2": olmo2,
+    "granite": granite,
+    "smollm3": smollm3,
+    "starcoder2": starcoder2,
+}
 
 
 def architecture(name: str) -> ModuleType:

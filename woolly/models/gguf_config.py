@@ -3,30 +3,57 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
 from typing import Any
 
 import numpy as np
 
-from woolly.config import ModelConfig
+from woolly.config import ModelConfig, RopeScaling
 from woolly.errors import GGUFError, UnsupportedModelError
-from woolly.metadata import Metadata, StringArray, show
+from woolly.metadata import Metadata, show
 
-MAX_LAYERS = 256
+MAX_LAYERS = 192  # times 21, more operations than a layer has, is what a program holds
 MAX_SIZE = 1 << 24  # of a hidden, intermediate or context size
 MAX_HEAD_DIM = 1024
+MAX_SCALE = 1e6
 
-# Keys under an architecture's name that say nothing about how logits are computed.
-HARMLESS_KEYS = frozenset(
-    {
-        "embedding_length_out",
-        "pooling_type",
-        "rope.scaling.finetuned",
-        "rope.scaling.original_context_length",  # counts only with a scaling type, which is read
-        "tensor_data_layout",
-        "vocab_size",  # the tokenizer's list and the embedding decide
-    }
-)
+NORM_EPS = {False: "layer_norm_rms_epsilon", True: "layer_norm_epsilon"}
+
+# Keys that change what some architecture computes, and the values that change nothing: where an architecture does not
+# read such a key, the file asks for arithmetic that this version does not know
+ARITHMETIC: dict[str, tuple[float, ...]] = {
+    "activation_sparsity_scale": (),
+    "attention.causal": (1,),
+    "attention.clamp_kqv": (0,),
+    "attention.key_length_mla": (0,),
+    "attention.key_length_swa": (),
+    "attention.kv_lora_rank": (0,),
+    "attention.max_alibi_bias": (0,),
+    "attention.output_scale": (0, 1),
+    "attention.q_lora_rank": (0,),
+    "attention.relative_buckets_count": (0,),
+    "attention.scale": (0,),
+    "attention.shared_kv_layers": (0,),
+    "attention.sliding_window": (0,),
+    "attention.sliding_window_pattern": (0,),
+    "attention.temperature_length": (0,),
+    "attention.temperature_scale": (0,),
+    "attention.value_length_swa": (),
+    "attn_logit_softcapping": (0,),
+    "embedding_scale": (0, 1),
+    "expert_count": (0,),
+    "final_logit_softcapping": (0,),
+    "logit_scale": (0, 1),
+    "nextn_predict_layers": (0,),
+    "residual_scale": (0, 1),
+    "rope.dimension_count_swa": (),
+    "rope.dimension_sections": (0,),
+    "rope.freq_base_swa": (),
+    "rope.scaling.alpha": (0, 1),
+    "swiglu_clamp_exp": (0,),
+    "swiglu_clamp_shexp": (0,),
+    "swin_norm": (0,),
+    "use_parallel_residual": (0,),
+}
 
 
 def read_config(metadata: Metadata, **differences: Any) -> ModelConfig:
@@ -40,6 +67,7 @@ def read_config(metadata: Metadata, **differences: Any) -> ModelConfig:
         A key asks for arithmetic that is not implemented.
     """
     arch = metadata.get_str("general.architecture")
+    has_layer_norm = differences.get("has_layer_norm", False)
     n_layers = read_int(metadata, f"{arch}.block_count", 1, MAX_LAYERS)
     hidden_size = read_int(metadata, f"{arch}.embedding_length", 1, MAX_SIZE)
     n_heads = read_int(metadata, f"{arch}.attention.head_count", 1, 4096)
@@ -56,7 +84,7 @@ def read_config(metadata: Metadata, **differences: Any) -> ModelConfig:
     rope_dim = read_int(metadata, f"{arch}.rope.dimension_count", 2, head_dim, head_dim)
     if rope_dim % 2:
         raise GGUFError(f"{arch}.rope.dimension_count: expected an even number, got {rope_dim}")
-    refuse_rope_scaling(metadata, arch)
+    n_ctx_train = read_int(metadata, f"{arch}.context_length", 1, MAX_SIZE)
     fields: dict[str, Any] = {
         "architecture": arch,
         "vocab_size": read_vocab_size(metadata, arch),
@@ -66,13 +94,18 @@ def read_config(metadata: Metadata, **differences: Any) -> ModelConfig:
         "n_heads": n_heads,
         "n_kv_heads": n_kv_heads,
         "head_dim": head_dim,
-        "n_ctx_train": read_int(metadata, f"{arch}.context_length", 1, MAX_SIZE),
-        "rms_norm_eps": read_positive(metadata, f"{arch}.attention.layer_norm_rms_epsilon", 1.0),
+        "n_ctx_train": n_ctx_train,
+        "rms_norm_eps": read_positive(metadata, f"{arch}.attention.{NORM_EPS[has_layer_norm]}", 1.0),
         "rope_theta": read_positive(metadata, f"{arch}.rope.freq_base", 1e12, 10000.0),
         "rope_dim": rope_dim,
+        "rope_scaling": read_rope_scaling(metadata, arch, n_ctx_train),
         "attention_scale": head_dim**-0.5,
     }
-    return ModelConfig(**{**fields, **differences})
+    config = ModelConfig(**{**fields, **differences})
+    if config.rope_scaling.kind == "yarn" and config.rope_theta <= 1:
+        raise GGUFError(f"{arch}.rope.freq_base: YaRN needs a base above 1, got {config.rope_theta}")
+    refuse_unread(metadata, arch)
+    return config
 
 
 def read_int(metadata: Metadata, key: str, least: int, most: int, *default: int) -> int:
@@ -98,36 +131,48 @@ def read_vocab_size(metadata: Metadata, arch: str) -> int:
     return read_int(metadata, f"{arch}.vocab_size", 1, MAX_SIZE)
 
 
-def refuse_rope_scaling(metadata: Metadata, arch: str) -> None:
-    """Scaled RoPE changes the arithmetic: say so instead of ignoring it."""
-    kind = metadata.get_str(f"{arch}.rope.scaling.type", "none")
-    if kind != "none":
-        raise UnsupportedModelError(f"{arch}.rope.scaling.type: {kind!r} is not supported yet")
-    if metadata.get_float(f"{arch}.rope.scale_linear", 1.0) != 1.0:
-        raise UnsupportedModelError(f"{arch}.rope.scale_linear: scaled RoPE is not supported yet")
+def read_scale(metadata: Metadata, key: str, default: float = 1.0) -> float:
+    """A finite number above zero; the default where the key is missing or 0, which stands for "not set"."""
+    return default if metadata.get_float(key, 0.0) == 0 else read_positive(metadata, key, MAX_SCALE)
 
 
-def refuse_unread(metadata: Metadata, ignored: Collection[str] = ()) -> None:
-    """Refuse a key under the architecture's name that nobody has read: it may ask for other arithmetic.
+def read_window(metadata: Metadata, arch: str, default: int = 0) -> int:
+    """The sliding window, in keys; 0 where there is none."""
+    return read_int(metadata, f"{arch}.attention.sliding_window", 0, MAX_SIZE, default)
 
-    Parameters
-    ----------
-    metadata : Metadata
-        After the architecture's `read_config`.
-    ignored : collection of str
-        Further keys, without the architecture's name, that change no logits.
+
+def read_rope_scaling(metadata: Metadata, arch: str, n_ctx_train: int) -> RopeScaling:
+    """How RoPE is scaled. A factor without a type is linear; a type that needs a factor is refused without one."""
+    prefix = f"{arch}.rope.scaling."
+    legacy = read_scale(metadata, f"{arch}.rope.scale_linear")
+    factor = read_scale(metadata, prefix + "factor", legacy)
+    kind = metadata.get_str(prefix + "type", "none" if factor == 1 else "linear")
+    if kind not in ("none", "linear", "yarn", "longrope"):
+        raise UnsupportedModelError(f"{prefix}type: {kind!r} is not supported; those that are: linear, yarn, longrope")
+    if kind in ("linear", "yarn") and f"{prefix}factor" not in metadata and legacy == 1:
+        raise GGUFError(f"{prefix}factor: expected a number for scaling of type {kind!r}, the key is missing")
+    for name, as_trained in (("yarn_ext_factor", 1.0), ("yarn_attn_factor", 1.0), ("yarn_log_multiplier", 0.0)):
+        if metadata.get_float(prefix + name, as_trained) != as_trained:
+            raise UnsupportedModelError(f"{prefix}{name}: values other than {as_trained:g} are not supported yet")
+    return RopeScaling(
+        kind,
+        factor,
+        n_ctx_original=read_int(metadata, prefix + "original_context_length", 1, MAX_SIZE, n_ctx_train),
+        attention_factor=read_scale(metadata, prefix + "attn_factor"),
+        beta_fast=read_scale(metadata, prefix + "yarn_beta_fast", 32.0),
+        beta_slow=read_scale(metadata, prefix + "yarn_beta_slow", 1.0),
+    )
+
+
+def refuse_unread(metadata: Metadata, arch: str) -> None:
+    """Refuse keys that ask for other arithmetic and that nothing has read.
 
     Raises
     ------
     UnsupportedModelError
-        Names the first such key. Neutral values pass: zero, false, empty, "none", and scales and factors of one.
+        Names the first of them and its value.
     """
-    prefix = metadata.get_str("general.architecture") + "."
-    for key in metadata.unread(prefix):
-        name = key.removeprefix(prefix)
-        if name in HARMLESS_KEYS or name in ignored:
-            continue
-        value = metadata[key]
-        is_scale = "scale" in name or "factor" in name
-        if isinstance(value, StringArray | np.ndarray) or (value and value != "none" and not (is_scale and value == 1)):
-            raise UnsupportedModelError(f"{show(key)} is {show(value)}: it may change the arithmetic, and is not known")
+    for key in metadata:
+        name = key.removeprefix(f"{arch}.")
+        if name in ARITHMETIC and key not in metadata.asked and not np.isin(metadata[key], ARITHMETIC[name]).all():
+            raise UnsupportedModelError(f"{key}: {show(metadata[key])} is not supported for this architecture")

@@ -6,7 +6,8 @@
         x += Wdown (silu(Wgate h) * Wup h),  h = rmsnorm(x)
     logits = head(rmsnorm(x))
 
-Touvron et al. 2023, arXiv:2302.13971. GGUF files hold Wq and Wk permuted so that RoPE pairs adjacent dimensions.
+Touvron et al. 2023, arXiv:2302.13971. GGUF files hold Wq and Wk permuted so that RoPE pairs adjacent dimensions. Where
+the file has biases, they are added; where it has a sliding window, all layers have it.
 """
 
 from __future__ import annotations
@@ -24,27 +25,13 @@ def read_config(metadata: Metadata) -> ModelConfig:
     """The configuration from a GGUF file's metadata."""
     if metadata.get_int("llama.expert_count", 0):
         raise UnsupportedModelError("llama.expert_count: mixtures of experts are not supported yet")
-    return gguf_config.read_config(metadata)
+    return gguf_config.read_config(metadata, sliding_window=gguf_config.read_window(metadata, "llama"))
 
 
 def record(p: Program, config: ModelConfig, weights: Weights, n_ctx: int) -> None:
     """Record the forward pass on a program."""
-    freq_factors = None
-    if "rope_freqs.weight" in weights:
-        freq_factors = weights.vector("rope_freqs.weight", config.rope_dim // 2)
-    rope = layers.RopeTable(n_ctx, config.rope_dim, config.rope_theta, freq_factors=freq_factors)
-    embedding = weights.matrix("token_embd.weight", (config.vocab_size, config.hidden_size))
-    q_size = config.n_heads * config.head_dim
-
-    x = p.embed("x", embedding)
+    rope = layers.rope_table(config, weights, n_ctx)
+    x, embedding = layers.embed(p, config, weights)
     for i in range(config.n_layers):
-        blk = f"blk.{i}."
-        h = layers.rmsnorm(p, "h", x, config, weights, blk + "attn_norm")
-        heads = layers.attention(p, h, config, weights, i, rope=rope, pairing="norm")
-        w_out = weights.matrix(blk + "attn_output.weight", (config.hidden_size, q_size))
-        p.matmul([x], heads, [w_out], accumulate=True, name=blk + "attn_residual")
-        h = layers.rmsnorm(p, "h", x, config, weights, blk + "ffn_norm")
-        gated = layers.gated_mlp(p, h, config, weights, i)
-        w_down = weights.matrix(blk + "ffn_down.weight", (config.hidden_size, config.intermediate_size))
-        p.matmul([x], gated, [w_down], accumulate=True, name=blk + "ffn_residual")
+        layers.block(p, x, config, weights, i, rope=rope, window=config.sliding_window)
     layers.head(p, x, config, weights, embedding)

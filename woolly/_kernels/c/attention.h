@@ -41,12 +41,8 @@ static void cache_rows(const woolly_kv_head *kv, const void *base, int64_t at, i
 static float tile_softmax(float *s, int64_t n_groups, int64_t lo, int64_t hi, float softcap, float *l) {
     for (int64_t i = 0; i < n_groups * 16; i++)
         if (i < lo || i >= hi) s[i] = -__builtin_inff();
-    if (softcap > 0) { /* cap tanh(s / cap), tanh(u) = 2 / (1 + exp(-2 u)) - 1 */
-        for (int64_t i = 0; i < n_groups * 16; i += 16) {
-            vf raw = vf_load(s + i);
-            vf cap = vf_sub(x_sigmoid(vf_set1(2 * softcap), vf_mul(raw, vf_set1(2 / softcap))), vf_set1(softcap));
-            vf_store(s + i, cap);
-        }
+    if (softcap > 0) {
+        for (int64_t i = 0; i < n_groups * 16; i += 16) vf_store(s + i, vf_softcap(vf_load(s + i), softcap));
         for (int64_t i = 0; i < n_groups * 16; i++)
             if (i < lo || i >= hi) s[i] = -__builtin_inff();
     }

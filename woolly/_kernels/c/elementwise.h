@@ -75,6 +75,28 @@ static void glu_f32(int act, const float *gate, const float *up, int64_t n, floa
 #undef GELU
 }
 
+static void act_f32(int act, const float *x, int64_t n, float *out) {
+#define SILU(i, LOAD, STORE, ...)                                                                                      \
+    STORE(out + i, vf_act(WOOLLY_ACT_SILU, LOAD(x + i __VA_ARGS__)) __VA_ARGS__);
+#define GELU(i, LOAD, STORE, ...)                                                                                      \
+    STORE(out + i, vf_act(WOOLLY_ACT_GELU_TANH, LOAD(x + i __VA_ARGS__)) __VA_ARGS__);
+    if (act == WOOLLY_ACT_SILU) EACH_VECTOR(n, SILU);
+    else EACH_VECTOR(n, GELU);
+#undef SILU
+#undef GELU
+}
+
+/* cap tanh(x / cap), tanh(u) = 2 / (1 + exp(-2 u)) - 1 */
+static INLINE vf vf_softcap(vf x, float cap) {
+    return vf_sub(x_sigmoid(vf_set1(2 * cap), vf_mul(x, vf_set1(2 / cap))), vf_set1(cap));
+}
+
+static void softcap_f32(const float *x, float cap, int64_t n, float *out) {
+#define STEP(i, LOAD, STORE, ...) STORE(out + i, vf_softcap(LOAD(x + i __VA_ARGS__), cap) __VA_ARGS__);
+    EACH_VECTOR(n, STEP);
+#undef STEP
+}
+
 static void rmsnorm_f32(const float *x, const float *weight, int64_t n, float eps, float *out) {
     vf squares = vf_set1(0);
 #define SQUARE(i, LOAD, STORE, ...) { vf v = LOAD(x + i __VA_ARGS__); squares = vf_fma(v, v, squares); }
@@ -83,6 +105,27 @@ static void rmsnorm_f32(const float *x, const float *weight, int64_t n, float ep
     vf inverse = vf_set1(1.0f / __builtin_sqrtf(vf_sum(squares) / (float)n + eps));
 #define STEP(i, LOAD, STORE, ...)                                                                                      \
     STORE(out + i, vf_mul(vf_mul(LOAD(x + i __VA_ARGS__), inverse), LOAD(weight + i __VA_ARGS__)) __VA_ARGS__);
+    EACH_VECTOR(n, STEP);
+#undef STEP
+}
+
+/* the centred values wait in out: its tail loads as zeros, which x minus the mean would not */
+static void layernorm_f32(const float *x, const float *weight, const float *bias, int64_t n, float eps, float *out) {
+    vf total = vf_set1(0), squares = vf_set1(0);
+#define SUM(i, LOAD, STORE, ...) total = vf_add(total, LOAD(x + i __VA_ARGS__));
+    EACH_VECTOR(n, SUM);
+#undef SUM
+    vf mean = vf_set1(vf_sum(total) / (float)n);
+#define CENTRE(i, LOAD, STORE, ...) STORE(out + i, vf_sub(LOAD(x + i __VA_ARGS__), mean) __VA_ARGS__);
+    EACH_VECTOR(n, CENTRE);
+#undef CENTRE
+#define SQUARE(i, LOAD, STORE, ...) { vf v = LOAD(out + i __VA_ARGS__); squares = vf_fma(v, v, squares); }
+    EACH_VECTOR(n, SQUARE);
+#undef SQUARE
+    vf inverse = vf_set1(1.0f / __builtin_sqrtf(vf_sum(squares) / (float)n + eps));
+#define STEP(i, LOAD, STORE, ...)                                                                                      \
+    STORE(out + i, vf_fma(vf_mul(LOAD(out + i __VA_ARGS__), inverse), LOAD(weight + i __VA_ARGS__),                    \
+                          LOAD(bias + i __VA_ARGS__)) __VA_ARGS__);
     EACH_VECTOR(n, STEP);
 #undef STEP
 }
@@ -105,14 +148,28 @@ static void softmax_f32(const float *x, int64_t n, float *out) {
     scale_f32(out, 1.0f / vf_sum(total), n, out);
 }
 
-/* q = 256 hi + lo = round(x * 32639 / max|x|), half to even; -128 is no digit, as AVX2 cannot negate it: such a q is one
- * more. A NaN or infinite activation makes the scale NaN or infinite, so that it cannot go unnoticed */
+/* q = 256 hi + lo = round(x / d), half to even, where d is the least power of two that keeps |q| <= 32639; -128 is no digit,
+ * as AVX2 cannot negate it: such a q is one more. NaN, infinite and absurdly large activations make the scale NaN, so that
+ * they cannot go unnoticed. */
 enum { Q16_MOST = 127 * 256 + 127 };
+static const int32_t Q16_LEAST_BITS = 0x0a4fb11f; /* of 1e-32: the scale of smaller activations would be near the denormals */
+static const int32_t Q16_MOST_BITS = 0x71800000;  /* of 2^100: dot products of larger ones might overflow on their way */
+
+/* The scale of a block whose largest magnitude has these bits, and its inverse */
+static INLINE void q16_scale(int32_t bits, float *d, float *inverse) {
+    /* max|x| = m 2^e: 2^(e - 14) serves if m <= 32639 / 2^14, twice that otherwise */
+    int32_t exponent = ((bits + (0x7fffff - (Q16_MOST << 9 & 0x7fffff))) >> 23) - 14;
+    int32_t d_bits = exponent << 23, inverse_bits = (254 - exponent) << 23;
+    if (bits < Q16_LEAST_BITS) d_bits = inverse_bits = 0;
+    if (bits >= Q16_MOST_BITS) d_bits = 0x7fc00000, inverse_bits = 0;
+    memcpy(d, &d_bits, 4);
+    memcpy(inverse, &inverse_bits, 4);
+}
 
 /* 16 values -> their digits; returns q */
-static INLINE vi quantize_digits(vf x, vf inverse, int8_t *hi, int8_t *lo) {
+static INLINE vi quantize_digits(vf x, float inverse, int8_t *hi, int8_t *lo) {
     const vf magic = vf_set1(12582912.0f); /* 1.5 * 2^23: adding it leaves round(x) in the low bits */
-    vi q = vi_add(vf_bits(vf_add(vf_mul(x, inverse), magic)), vi_set1(-0x4b400000));
+    vi q = vi_add(vf_bits(vf_add(vf_mul(x, vf_set1(inverse)), magic)), vi_set1(-0x4b400000));
     vi high = vi_sra(vi_add(q, vi_set1(128)), 8);
     vi low = vi_max(vi_sub(q, vi_sll(high, 8)), vi_set1(-127));
     vi_store_i8(hi, high);
@@ -136,18 +193,15 @@ static INLINE void quantize_blocks(const float *x, int n, int8_t *hi, int8_t *lo
             q[2 * b] = q[2 * b + 1] = zero;
             continue;
         }
-        float most;
-        memcpy(&most, &bits[b], 4);
-        int is_zero = most <= 1e-33f, is_finite = bits[b] < 0x7f800000; /* below, 32639 / most would overflow */
-        d[b] = is_zero ? 0.0f : most / (float)Q16_MOST;
-        vf inverse = vf_set1(is_finite && !is_zero ? (float)Q16_MOST / most : 0.0f);
+        float inverse;
+        q16_scale(bits[b], &d[b], &inverse);
         q[2 * b] = quantize_digits(vf_load(x + 32 * b), inverse, hi + 32 * b, lo + 32 * b);
         q[2 * b + 1] = quantize_digits(vf_load(x + 32 * b + 16), inverse, hi + 32 * b + 16, lo + 32 * b + 16);
     }
     vi_hsum4(q, sums);
     vi_hsum4(q + 4, sums + 4);
     for (int b = 0; b < n; b++) {
-        sum[b] = (float)(sums[2 * b] + sums[2 * b + 1]);
+        sum[b] = (float)(sums[2 * b] + sums[2 * b + 1]) * d[b];
         corr[b] = -128 * (sums[2 * b] + sums[2 * b + 1]);
         corr16[2 * b] = -128 * sums[2 * b];
         corr16[2 * b + 1] = -128 * sums[2 * b + 1];
@@ -164,6 +218,25 @@ static void quantize_q16(const float *x, int64_t n_k, uint8_t *record) {
     for (; b < n_blocks; b++)
         quantize_blocks(x + 32 * b, 1, hi + 32 * b, lo + 32 * b, d + b, sum + b, corr + b, corr16 + 2 * b);
 }
+
+#if HAS_AMX
+/* 16 small integers times a power of two, as bf16: cut off, not rounded, as they fit */
+static INLINE void store_bf16(uint16_t *out, vf x) {
+    _mm256_storeu_si256((__m256i *)out, _mm512_cvtepi32_epi16(vi_srl(vf_bits(x), 16)));
+}
+
+static void bf16_of_q16(const uint8_t *record, int64_t n_k, int64_t col, uint16_t *bf16) {
+    const int8_t *hi = (const int8_t *)record, *lo = hi + n_k;
+    const float *d = (const float *)(lo + n_k);
+    uint16_t *out = bf16 + col / 16 * (32 * n_k) + col % 16 * 32;
+    for (int64_t k = 0; k < n_k; k += 16) {
+        vf scale = vf_set1(d[k / 32]);
+        uint16_t *at = out + k / 32 * 1024 + k % 32;
+        store_bf16(at, vf_mul(vf_mul(vf_load_i8(hi + k), vf_set1(256)), scale));
+        store_bf16(at + 512, vf_mul(vf_load_i8(lo + k), scale));
+    }
+}
+#endif
 
 static void dequantize_q16(const uint8_t *record, int64_t n_k, float *out) {
     const int8_t *hi = (const int8_t *)record, *lo = hi + n_k;

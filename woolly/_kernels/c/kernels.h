@@ -16,9 +16,9 @@
 
 /* Quantised activations: one record a column, `stride_bytes` apart, laid out for n_k = 32 n_blocks values as
  *   int8  hi[n_k], lo[n_k]      x ~ d * (256 hi + lo): 16 bits in two digits, each of them an int8 dot product's business
- *   float d[n_blocks]           scale
- *   float sum[n_blocks]         sum of 256 hi + lo over the block (exact: it has 21 bits)
- *   int32 corr[n_blocks]        -128 * sum, what a dot product with weights biased by 128 starts from
+ *   float d[n_blocks]           scale, a power of two
+ *   float sum[n_blocks]         sum of d * (256 hi + lo) over the block (exact: the integer has 21 bits)
+ *   int32 corr[n_blocks]        -128 * sum / d, what a dot product with weights biased by 128 starts from
  *   int32 corr16[2 * n_blocks]  the same over halves of a block, for formats with a scale every 16 weights
  */
 static inline int64_t woolly_q16_stride(int64_t n_k) {
@@ -26,6 +26,10 @@ static inline int64_t woolly_q16_stride(int64_t n_k) {
     bytes = (bytes + 63) & ~(int64_t)63;
     return bytes % 4096 ? bytes : bytes + 64; /* columns 4096 bytes apart would share one L1 set */
 }
+
+/* The same digits for tiles of bf16: (groups of 16 columns, n_blocks, 2, 16, 32), d * 256 hi and d * lo, both exact */
+#define WOOLLY_BF16_LEAST_COLS 8 /* fewer columns are faster without tiles */
+static inline int64_t woolly_bf16_bytes(int64_t n_k, int64_t n_cols) { return (n_cols + 15) / 16 * 16 * 4 * n_k; }
 
 typedef struct {
     const uint8_t *w;   /* packed weights, (n_groups, group_bytes) */
@@ -35,6 +39,7 @@ typedef struct {
     int64_t x_stride;
     const uint8_t *xq;  /* quantised formats: records of quantised activations */
     int64_t xq_stride;  /* in bytes */
+    const uint16_t *bf16; /* the same as bf16, from a group of 16 columns on, or NULL */
     float *out;         /* (n_cols, out_stride) */
     int64_t out_stride;
     int64_t n_cols;
@@ -105,9 +110,19 @@ typedef struct {
     /* one row of activations -> one record */
     void (*quantize_q16)(const float *x, int64_t n_k, uint8_t *record);
     void (*dequantize_q16)(const uint8_t *record, int64_t n_k, float *out);
+    /* a column's record -> its place among the groups of 16 columns; NULL where no matmul uses tiles of bf16 */
+    void (*bf16_of_q16)(const uint8_t *record, int64_t n_k, int64_t col, uint16_t *bf16);
 
     /* out = x / sqrt(mean(x^2) + eps) * weight, one row; out may be x */
     void (*rmsnorm)(const float *x, const float *weight, int64_t n, float eps, float *out);
+
+    /* out = (x - mean(x)) / sqrt(var(x) + eps) * weight + bias, one row; out may be x */
+    void (*layernorm)(const float *x, const float *weight, const float *bias, int64_t n, float eps, float *out);
+
+    /* out = act(x) over n values; out may be x */
+    void (*act)(int act, const float *x, int64_t n, float *out);
+    /* out = cap tanh(x / cap) over n values; out may be x */
+    void (*softcap)(const float *x, float cap, int64_t n, float *out);
 
     /* out = act(gate) * up over n values; out may be gate */
     void (*glu)(int act, const float *gate, const float *up, int64_t n, float *out);

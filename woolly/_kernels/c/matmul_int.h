@@ -1,11 +1,11 @@
 /* The integer matmul: quantised weights by activations quantised to 16 bits per 32 values.
  *
- *   out[c][r] = sum over blocks b, ascending, of (d[r][b] dot(q[r][b], x[c][b]) + m[r][b] sum(x[c][b])) dx[c][b]
+ *   out[c][r] = sum over blocks b, ascending, of m[r][b] (dx[c][b] sum(x[c][b])) + d[r][b] (dx[c][b] dot(q[r][b], x[c][b]))
  *
  * (formats with a scale or a minimum for 16 weights have two terms of that kind in a block).
  *
- * x = 256 hi + lo, so a dot product is two of int8: over hi, shifted by 8 bits, and on over lo. They are exact in int32;
- * each block then adds one fma to the element's chain in f32. A lane is a row, so neither k nor a sum is ever split. Up to
+ * x = 256 hi + lo, so a dot product is two of int8: over hi, shifted by 8 bits, and on over lo. They are exact in int32, and
+ * so are products with dx, a power of two; each term then is an fma of the element's chain in f32. A lane is a row, so neither k nor a sum is ever split. Up to
  * DIRECT columns are computed from the packed blocks as they stream by; for more, a tile of INT_RV groups of rows is
  * unpacked to bytes once and used by all columns.
  */
@@ -40,21 +40,17 @@ static INLINE vi dot4(int bias, vi acc, vb w, const int8_t *x) {
     return bias == 128 ? dot_full(acc, w, x) : dot_low(acc, w, x);
 }
 
-/* What the minima of a block add to its scaled dot product: m sum(x), or the same over its halves from corr16 = -128 sum(x) */
-static INLINE vf min_term(int min, const vf *m, const float *sum, const int32_t *corr16) {
-    if (min == 0) return vf_set1(0);
-    if (min == MIN_32) return vf_mul(m[0], vf_set1(*sum));
-    vf unit = vf_set1(-0x1p-7f), sums[2] = {vf_from_vi(vi_set1(corr16[0])), vf_from_vi(vi_set1(corr16[1]))};
-    return vf_fma(sums[1], vf_mul(m[1], unit), vf_mul(sums[0], vf_mul(m[0], unit)));
+/* A block's minima times the sums of its activations: one such term, or one for each of its halves */
+static INLINE vf add_minima(int min, vf acc, const vf *m, float sum, const int32_t *corr16, float dx) {
+    if (min == MIN_32) return vf_fma(m[0], vf_set1(sum), acc);
+    acc = vf_fma(m[0], vf_set1((float)corr16[0] * (dx * -0x1p-7f)), acc);
+    return vf_fma(m[1], vf_set1((float)corr16[1] * (dx * -0x1p-7f)), acc);
 }
 
-/* One block's contribution: dot[0] (and dot[1], its second half, where scales cover 16 weights) */
-static INLINE vf int_block(int halves, int min, vf acc, const vi *dot, const vf *d, vf least, float dx) {
-    vf t;
-    if (halves) t = vf_fma(vf_from_vi(dot[1]), d[1], vf_mul(vf_from_vi(dot[0]), d[0]));
-    else if (min) t = vf_fma(vf_from_vi(dot[0]), d[0], least);
-    else t = vf_mul(vf_from_vi(dot[0]), d[0]);
-    return vf_fma(t, vf_set1(dx), acc);
+/* A block's scaled dot product, or one for each of its halves */
+static INLINE vf add_dots(int halves, vf acc, const vi *dot, const vf *d, float dx) {
+    acc = vf_fma(vf_mul(vf_from_vi(dot[0]), vf_set1(dx)), d[0], acc);
+    return halves ? vf_fma(vf_mul(vf_from_vi(dot[1]), vf_set1(dx)), d[1], acc) : acc;
 }
 
 /* Three columns share a pointer, see float_cols */
@@ -110,9 +106,11 @@ static INLINE void int_tile_cols(int bias, int halves, int min, int nc, const in
             vf d[2] = {vf_load(tile->d[b][v][0]), halves ? vf_load(tile->d[b][v][1]) : vf_set1(0)};
             vf m[2] = {min ? vf_load(tile->m[b][v][0]) : vf_set1(0), min == MIN_16 ? vf_load(tile->m[b][v][1]) : vf_set1(0)};
             UNROLL for (int c = 0; c < nc; c++) {
-                vf least = min_term(min, m, AT(x3[c / 3].sum + b, c % 3 * xq_stride),
-                                    AT(x3[c / 3].corr16 + 2 * b, c % 3 * xq_stride));
-                sum[c][v] = int_block(halves, min, sum[c][v], dot[c][v], d, least, *AT(x3[c / 3].d + b, c % 3 * xq_stride));
+                float dx = *AT(x3[c / 3].d + b, c % 3 * xq_stride);
+                if (min)
+                    sum[c][v] = add_minima(min, sum[c][v], m, *AT(x3[c / 3].sum + b, c % 3 * xq_stride),
+                                           AT(x3[c / 3].corr16 + 2 * b, c % 3 * xq_stride), dx);
+                sum[c][v] = add_dots(halves, sum[c][v], dot[c][v], d, dx);
             }
         }
     }
@@ -148,24 +146,9 @@ DEFINE_INT_TILE(min16, min16_BIAS, 0, MIN_16)
 DEFINE_INT_TILE(low, low_BIAS, 0, 0)
 #endif
 
-#if HAS_AMX
-#include "matmul_amx.h"
-#define amx_tile_low amx_tile_full
-#define AMX_LEAST_COLS 8 /* fewer are faster on VNNI */
-#define AMX_MATMUL(NAME)                                                                                               \
-    static void NAME##_matmul_amx(const woolly_matmul_args *a, int64_t group_begin, int64_t group_end) {              \
-        NAME##_groups(a, group_begin, group_end, a->n_cols >= AMX_LEAST_COLS);                                         \
-    }
-#define TILE_KERNEL(KIND, IS_AMX) ((IS_AMX) ? amx_tile_##KIND : int_tile_##KIND)
-#else
-#define AMX_MATMUL(NAME)
-#define TILE_KERNEL(KIND, IS_AMX) int_tile_##KIND
-#endif
-
-/* Bytes as the tile kernel wants them: at most 127, plus a constant that carries over no byte; signed for AMX */
-static INLINE vb rebias(vb q, int bias, int tile_bias, int is_amx) {
-    if (tile_bias != bias) q = vi_add(q, vi_set1((tile_bias - bias) * 0x01010101));
-    return is_amx && bias ? vi_xor(q, vi_set1((int32_t)0x80808080)) : q;
+/* Bytes as the tile kernel wants them: at most 127, plus a constant that carries over no byte */
+static INLINE vb rebias(vb q, int bias, int tile_bias) {
+    return tile_bias != bias ? vi_add(q, vi_set1((tile_bias - bias) * 0x01010101)) : q;
 }
 
 /* NAME_matmul from NAME_quants and NAME_scales; KIND names the tile kernel, DIRECT the most columns computed without it */
@@ -211,8 +194,9 @@ static INLINE vb rebias(vb q, int bias, int tile_bias, int is_amx) {
                         vf d[2] = {vf_set1(0), vf_set1(0)}, m[2] = {vf_set1(0), vf_set1(0)};                           \
                         NAME##_scales(w[v] + b, o, i, d, m);                                                           \
                         UNROLL for (int c = 0; c < nc; c++) {                                                          \
-                            vf least = min_term(NAME##_MIN, m, x[c].sum + s, x[c].corr16 + 2 * s);                     \
-                            sum[c][v] = int_block(NAME##_HALVES, NAME##_MIN, sum[c][v], dot[c], d, least, x[c].d[s]);  \
+                            if (NAME##_MIN)                                                                            \
+                                sum[c][v] = add_minima(NAME##_MIN, sum[c][v], m, x[c].sum[s], x[c].corr16 + 2 * s, x[c].d[s]); \
+                            sum[c][v] = add_dots(NAME##_HALVES, sum[c][v], dot[c], d, x[c].d[s]);                      \
                         }                                                                                              \
                     }                                                                                                  \
                 }                                                                                                      \
@@ -222,14 +206,14 @@ static INLINE vb rebias(vb q, int bias, int tile_bias, int is_amx) {
             store_rows(a, col + c, (group + v) * 16, sum[c][v]);                                                       \
     }                                                                                                                  \
                                                                                                                        \
-    static void NAME##_fill(int_tile *tile, const NAME##_group *w, int v, int n_blocks, int is_amx) {                  \
+    static void NAME##_fill(int_tile *tile, const NAME##_group *w, int v, int n_blocks) {                              \
         for (int b = 0; b < n_blocks; b++)                                                                             \
             _Pragma("GCC unroll 1") for (int o = 0; o < NAME##_OUTER; o++) {                                           \
                 UNROLL for (int i = 0; i < NAME##_INNER; i++) {                                                        \
                     int s = (b * NAME##_OUTER + o) * NAME##_INNER + i;                                                 \
                     UNROLL for (int g = 0; g < 8; g++)                                                                 \
                         vi_store(tile->q[s][g][v],                                                                     \
-                                 rebias(NAME##_quants(w + b, o, i, g), NAME##_BIAS, KIND##_BIAS, is_amx));             \
+                                 rebias(NAME##_quants(w + b, o, i, g), NAME##_BIAS, KIND##_BIAS));                     \
                     vf d[2] = {vf_set1(0), vf_set1(0)}, m[2] = {vf_set1(0), vf_set1(0)};                               \
                     NAME##_scales(w + b, o, i, d, m);                                                                  \
                     vf_store(tile->d[s][v][0], d[0]);                                                                  \
@@ -240,7 +224,7 @@ static INLINE vb rebias(vb q, int bias, int tile_bias, int is_amx) {
             }                                                                                                          \
     }                                                                                                                  \
                                                                                                                        \
-    static void NAME##_tiled(const woolly_matmul_args *a, int64_t group, int64_t n_rv, int is_amx) {                   \
+    static void NAME##_tiled(const woolly_matmul_args *a, int64_t group, int64_t n_rv) {                               \
         int_tile tile;                                                                                                 \
         ALIGNED float acc[INT_COL_BLOCK * INT_ROWS];                                                                   \
         int64_t n_blocks = a->n_k / NAME##_BLOCK, n_tiles = (n_blocks * NAME##_SUB + INT_TILE - 1) / INT_TILE;         \
@@ -251,10 +235,9 @@ static INLINE vb rebias(vb q, int bias, int tile_bias, int is_amx) {
             for (int64_t b = 0; b < n_blocks; b += step) {                                                             \
                 int n = (int)(n_blocks - b < step ? n_blocks - b : step);                                              \
                 for (int v = 0; v < INT_RV; v++)                                                                       \
-                    NAME##_fill(&tile, (const NAME##_group *)a->w + (group + (v < n_rv ? v : 0)) * n_blocks + b, v, n,  \
-                                is_amx);                                                                               \
-                TILE_KERNEL(KIND, is_amx)(n_cols, &tile, n * NAME##_SUB, a->xq + col * a->xq_stride, a->xq_stride,     \
-                                          a->n_k, b * NAME##_SUB, acc);                                                \
+                    NAME##_fill(&tile, (const NAME##_group *)a->w + (group + (v < n_rv ? v : 0)) * n_blocks + b, v, n); \
+                int_tile_##KIND(n_cols, &tile, n * NAME##_SUB, a->xq + col * a->xq_stride, a->xq_stride, a->n_k,       \
+                                b * NAME##_SUB, acc);                                                                  \
             }                                                                                                          \
             for (int64_t c = 0; c < n_cols; c++)                                                                       \
                 for (int64_t v = 0; v < n_rv; v++)                                                                     \
@@ -262,11 +245,11 @@ static INLINE vb rebias(vb q, int bias, int tile_bias, int is_amx) {
         }                                                                                                              \
     }                                                                                                                  \
                                                                                                                        \
-    static void NAME##_groups(const woolly_matmul_args *a, int64_t group_begin, int64_t group_end, int is_amx) {       \
+    static void NAME##_matmul(const woolly_matmul_args *a, int64_t group_begin, int64_t group_end) {                   \
         for (int64_t group = group_begin; group < group_end; group += INT_RV) {                                        \
             int64_t n_rv = group_end - group < INT_RV ? group_end - group : INT_RV;                                    \
             if (a->n_cols > DIRECT) {                                                                                  \
-                NAME##_tiled(a, group, n_rv, is_amx);                                                                  \
+                NAME##_tiled(a, group, n_rv);                                                                          \
                 continue;                                                                                              \
             }                                                                                                          \
             int64_t col = 0;                                                                                           \
@@ -274,11 +257,10 @@ static INLINE vb rebias(vb q, int bias, int tile_bias, int is_amx) {
             if (DIRECT >= 2 && a->n_cols - col >= 2) NAME##_direct(a, 2, col, group, n_rv), col += 2;                  \
             if (a->n_cols - col == 1) NAME##_direct(a, 1, col, group, n_rv);                                           \
         }                                                                                                              \
-    }                                                                                                                  \
-                                                                                                                       \
-    static void NAME##_matmul(const woolly_matmul_args *a, int64_t group_begin, int64_t group_end) {                  \
-        NAME##_groups(a, group_begin, group_end, 0);                                                                   \
-    }                                                                                                                  \
-    AMX_MATMUL(NAME)
+    }
+
+#if HAS_AMX
+#include "matmul_amx.h"
+#endif
 
 #endif

@@ -37,6 +37,23 @@ DEFINE_INT_MATMUL(iq4_xs, full, INT_DIRECT_RARE)
 DEFINE_INT_MATMUL(mxfp4, low, INT_DIRECT_RARE)
 DEFINE_INT_MATMUL(lut4, halves, INT_DIRECT_RARE)
 
+#if HAS_AMX
+DEFINE_AMX_MATMUL(q8_0, wide)
+DEFINE_AMX_MATMUL(q4_0, narrow)
+DEFINE_AMX_MATMUL(q4_1, narrow_min)
+DEFINE_AMX_MATMUL(q5_0, narrow)
+DEFINE_AMX_MATMUL(q5_1, wide_min)
+DEFINE_AMX_MATMUL(q4_k, narrow_min)
+DEFINE_AMX_MATMUL(q5_k, wide_min)
+DEFINE_AMX_MATMUL(q6_k, halves)
+DEFINE_AMX_MATMUL(q3_k, halves)
+DEFINE_AMX_MATMUL(q2_k, wide_min16)
+DEFINE_AMX_MATMUL(iq4_nl, wide)
+DEFINE_AMX_MATMUL(iq4_xs, wide)
+DEFINE_AMX_MATMUL(mxfp4, narrow)
+#define lut4_matmul_amx lut4_matmul /* its numbers are too large for halves of a block in a tile */
+#endif
+
 DEFINE_CONVERTED(f64, f32)
 DEFINE_CONVERTED(iq1_s, lut4)
 DEFINE_CONVERTED(iq1_m, lut4)
@@ -97,14 +114,18 @@ DEFINE_CONVERTED(tq2_0, lut4)
 #define PLUS_ONE(...) +1
 
 /* Everything but the integer matmuls is the same where one build serves two instruction sets */
-#define TABLE(NAME, MATMUL)                                                                                            \
+#define TABLE(NAME, MATMUL, BF16_OF_Q16)                                                                                          \
     {                                                                                                                  \
         .name = NAME,                                                                                                  \
         .n_formats = 0 EACH_FORMAT(PLUS_ONE, MATMUL),                                                                  \
         .formats = {EACH_FORMAT(FORMAT, MATMUL)},                                                                      \
         .quantize_q16 = quantize_q16,                                                                                  \
         .dequantize_q16 = dequantize_q16,                                                                              \
+        .bf16_of_q16 = BF16_OF_Q16,                                                                                    \
         .rmsnorm = rmsnorm_f32,                                                                                        \
+        .layernorm = layernorm_f32,                                                                                    \
+        .act = act_f32,                                                                                                \
+        .softcap = softcap_f32,                                                                                        \
         .glu = glu_f32,                                                                                                \
         .exp = exp_f32,                                                                                                \
         .softmax = softmax_f32,                                                                                        \
@@ -117,7 +138,7 @@ DEFINE_CONVERTED(tq2_0, lut4)
         .generate = generate_group,                                                                                    \
     }
 
-const woolly_kernels WOOLLY_TABLE = TABLE(ISA_NAME, matmul);
+const woolly_kernels WOOLLY_TABLE = TABLE(ISA_NAME, matmul, NULL);
 #if HAS_AMX
-const woolly_kernels woolly_kernels_avx512_amx = TABLE("avx512_amx", matmul_amx);
+const woolly_kernels woolly_kernels_avx512_amx = TABLE("avx512_amx", matmul_amx, bf16_of_q16);
 #endif

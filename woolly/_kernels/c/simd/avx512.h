@@ -11,7 +11,7 @@ typedef __m512i vb; /* 64 bytes: 4 for each of 16 rows */
 #define FLOAT_RV 2      /* row groups and columns of the float tile */
 #define FLOAT_NC 12
 #define DOT_FULL_BIASED 1
-#if __has_include(<amxint8intrin.h>)
+#if __has_include(<amxbf16intrin.h>)
 #define HAS_AMX 1
 #else
 #define HAS_AMX 0

@@ -1,0 +1,53 @@
+"""What a model is opened from: metadata under GGUF's keys and tensors under GGUF's names, whatever file holds them.
+
+A GGUF file is one as it stands (`woolly.gguf_file`); `woolly.convert` makes one of a Hugging Face folder. So
+architectures, weights, tokenizer and chat template need no second path.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from woolly.gguf_file import TensorInfo
+from woolly.metadata import Metadata
+
+
+class Checkpoint(Protocol):
+    """An open model.
+
+    Attributes
+    ----------
+    path : str
+        Of the file or folder, for messages.
+    metadata : Metadata
+    tensors : mapping of str to TensorInfo
+    """
+
+    @property
+    def path(self) -> str: ...
+
+    @property
+    def metadata(self) -> Metadata: ...
+
+    @property
+    def tensors(self) -> Mapping[str, TensorInfo]: ...
+
+    def tensor_bytes(self, name: str) -> NDArray[np.uint8]:
+        """The bytes of a tensor as GGUF has them: uint8, (n_bytes,), a view of the mapped file where it can be."""
+
+    def release(self, name: str) -> None:
+        """Let the pages behind a tensor leave the process's memory."""
+
+    def close(self) -> None:
+        """Let go of the mapped files."""
+
+    def __enter__(self) -> Checkpoint: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...

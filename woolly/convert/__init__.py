@@ -1,0 +1,1 @@
+"""Hugging Face folders and safetensors files: opened as checkpoints, and GGUF and safetensors files written of them."""

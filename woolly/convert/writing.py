@@ -1,0 +1,269 @@
+"""Writing a checkpoint as a GGUF file or as a safetensors file, tensor by tensor, on several threads.
+
+Owns the layout of the files that are written. Memory holds a few chunks of rows for each thread, and of tensors whose
+rows change places one at a time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import gguf
+import numpy as np
+
+from woolly._kernels import check_threads, kernel_formats
+from woolly.atomic import replacing
+from woolly.checkpoint import Checkpoint
+from woolly.convert.quantized import FLOATS, convert_rows, row_chunks, target_format
+from woolly.convert.self_contained import METADATA_NAME, encode_metadata
+from woolly.errors import UnsupportedFormatError, WoollyError
+from woolly.formats import FORMATS, Format
+from woolly.gguf_file import DEFAULT_ALIGNMENT
+from woolly.metadata import Metadata, StringArray
+
+DTYPE_OF_FORMAT = {"f32": "F32", "f16": "F16", "bf16": "BF16"}
+_DTYPE_ALIGNMENT = 64  # of the data in a safetensors file: a cache line, so that matrices are read without a copy
+_FILE_TYPES = {
+    "f32": gguf.LlamaFileType.ALL_F32,
+    "f16": gguf.LlamaFileType.MOSTLY_F16,
+    "bf16": gguf.LlamaFileType.MOSTLY_BF16,
+    "q8_0": gguf.LlamaFileType.MOSTLY_Q8_0,
+    "q4_0": gguf.LlamaFileType.MOSTLY_Q4_0,
+    "q4_1": gguf.LlamaFileType.MOSTLY_Q4_1,
+    "q5_0": gguf.LlamaFileType.MOSTLY_Q5_0,
+}
+Progress = Callable[[int], None]
+
+
+def write_gguf(
+    source: Checkpoint,
+    path: str | os.PathLike[str],
+    *,
+    format: str | None = None,
+    force: bool = False,
+    n_threads: int | None = None,
+    show_bytes: Progress = lambda n_bytes: None,
+) -> None:
+    """Write a GGUF file that other engines open too.
+
+    Parameters
+    ----------
+    source : Checkpoint
+    path : path
+    format : str, optional
+        Of the matrices: f32, f16, bf16 or a quantised one that `woolly.convert.quantized` makes. None keeps theirs.
+        Norms, biases and the router of experts are F32 always.
+    force : bool
+        Replace a file that is there.
+    n_threads : int, optional
+    show_bytes : callable, optional
+        Told the bytes written so far.
+
+    Raises
+    ------
+    WoollyError
+        The file exists, or the disk has too little room.
+    OSError
+        Writing fails. Whatever happens, `path` is as it was before or whole.
+    """
+    formats = {name: target_format(info, format) for name, info in source.tensors.items()}
+    with _opened(Path(path), force) as (descriptor, temporary):
+        _write_gguf_header(temporary, source, formats)
+        header_bytes = temporary.stat().st_size
+        start, offsets, end = _places(source, formats, header_bytes, DEFAULT_ALIGNMENT, pads=True)
+        _reserve(descriptor, Path(path), end)
+        assert start % DEFAULT_ALIGNMENT == 0
+        _write_tensors(descriptor, source, formats, offsets, check_threads(n_threads), show_bytes)
+
+
+def write_safetensors(
+    source: Checkpoint,
+    path: str | os.PathLike[str],
+    *,
+    format: str = "f32",
+    force: bool = False,
+    n_threads: int | None = None,
+    show_bytes: Progress = lambda n_bytes: None,
+) -> None:
+    """Write all tensors as floats into a safetensors file that holds the whole model (`woolly.convert.self_contained`).
+
+    Parameters and errors as for `write_gguf`; `format` is f32, f16 or bf16.
+
+    Raises
+    ------
+    UnsupportedFormatError
+        A tensor's format cannot be read.
+    """
+    formats = {}
+    for name, info in source.tensors.items():
+        if info.format.name not in kernel_formats():
+            raise UnsupportedFormatError(
+                f"{source.path}: tensor {name!r} is stored as {info.format.name}, which cannot be dequantised yet"
+            )
+        formats[name] = FORMATS["f32"] if len(info.shape) == 1 else FORMATS[format]
+    # Wide ones first, so that every tensor's address is a multiple of its numbers' size.
+    formats = dict(sorted(formats.items(), key=lambda item: -item[1].block_bytes))
+    with _opened(Path(path), force) as (descriptor, _):
+        header = _safetensors_header(source, formats)
+        _write_all(descriptor, header, 0)
+        _, offsets, end = _places(source, formats, len(header), 1, pads=False)
+        _reserve(descriptor, Path(path), end)
+        _write_tensors(descriptor, source, formats, offsets, check_threads(n_threads), show_bytes)
+
+
+def written_bytes(source: Checkpoint, format: str | None, *, dequantizes: bool = False) -> int:
+    """Bytes of the tensors that are written: the total of a progress bar."""
+    total = 0
+    for info in source.tensors.values():
+        target = target_format(info, format)
+        if dequantizes:
+            target = FORMATS["f32" if len(info.shape) == 1 else format or "f32"]
+        total += target.nbytes(math.prod(info.shape))
+    return total
+
+
+@contextlib.contextmanager
+def _opened(path: Path, force: bool) -> Iterator[tuple[int, Path]]:
+    """A descriptor of the file to write and its temporary name; it gets its own when the block ends well."""
+    _check_free(path, force)
+    try:
+        with replacing(path) as temporary:
+            descriptor = os.open(temporary, os.O_WRONLY | os.O_CLOEXEC)
+            try:
+                yield descriptor, temporary
+            finally:
+                os.close(descriptor)
+            _check_free(path, force)
+    except OSError as error:  # disk full and the like: descriptors have no names
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, os.strerror(error.errno), os.fspath(path)) from error
+
+
+def _check_free(path: Path, force: bool) -> None:
+    if path.is_dir():
+        raise WoollyError(f"{path}: is a folder, expected the name of a file to write")
+    if path.exists() and not force:
+        raise WoollyError(f"{path}: the file exists; --force replaces it")
+
+
+def _write_all(descriptor: int, data: memoryview | bytes, offset: int) -> None:
+    """Write all of `data` at an offset; safe from several threads at once."""
+    view = memoryview(data).cast("B")
+    while view:
+        n_bytes = os.pwrite(descriptor, view, offset)
+        view, offset = view[n_bytes:], offset + n_bytes
+
+
+def _write_tensors(
+    descriptor: int,
+    source: Checkpoint,
+    formats: Mapping[str, Format],
+    offsets: Mapping[str, int],
+    n_threads: int,
+    show_bytes: Progress,
+) -> None:
+    n_written = 0
+    with ThreadPoolExecutor(n_threads) as pool:
+        for name, target in formats.items():
+            info = source.tensors[name]
+            n_cols = info.shape[-1]
+            rows = source.tensor_bytes(name).reshape(-1, info.format.nbytes(n_cols))
+            row_bytes = target.nbytes(n_cols)
+
+            def write(chunk: slice, rows=rows, info=info, target=target, at=offsets[name], step=row_bytes) -> int:
+                out = convert_rows(rows[chunk], info.format.name, target.name)
+                _write_all(descriptor, out.data, at + chunk.start * step)
+                return out.nbytes
+
+            for n_bytes in pool.map(write, row_chunks(len(rows), n_cols)):
+                n_written += n_bytes
+                show_bytes(n_written)
+            source.release(name)
+
+
+def _places(
+    source: Checkpoint, formats: Mapping[str, Format], header_bytes: int, alignment: int, *, pads: bool
+) -> tuple[int, dict[str, int], int]:
+    """Where the data begin, where each tensor begins, and where the file ends."""
+    start = end = -(-header_bytes // alignment) * alignment
+    offsets = {}
+    for name, target in formats.items():
+        offsets[name] = end
+        end += target.nbytes(math.prod(source.tensors[name].shape))
+        if pads:
+            end = -(-end // alignment) * alignment
+    return start, offsets, end
+
+
+def _reserve(descriptor: int, path: Path, n_bytes: int) -> None:
+    """Give the file its size, and refuse what does not fit on the disk before anything is computed."""
+    room = os.fstatvfs(descriptor)
+    free = room.f_bavail * room.f_frsize
+    if n_bytes > free:
+        raise WoollyError(f"{path}: {n_bytes:,} bytes do not fit on the disk, which has {free:,} free")
+    os.ftruncate(descriptor, n_bytes)
+
+
+# --- headers ---
+
+
+def _write_gguf_header(path: Path, source: Checkpoint, formats: Mapping[str, Format]) -> None:
+    """Everything before the tensors' data, as the gguf package writes it."""
+    writer = gguf.GGUFWriter(path, source.metadata.get_str("general.architecture"))
+    try:
+        _add_keys(writer, source.metadata, _main_format(source, formats))
+        for name, info in source.tensors.items():
+            n_bytes = formats[name].nbytes(math.prod(info.shape))
+            kind = gguf.GGMLQuantizationType(formats[name].ggml_type)
+            # not bytes: the writer takes the shape as elements then
+            writer.add_tensor_info(name, info.shape, np.dtype(np.float32), n_bytes, kind)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+    finally:
+        writer.close()
+
+
+def _add_keys(writer: gguf.GGUFWriter, metadata: Metadata, main: Format) -> None:
+    writer.add_file_type(_FILE_TYPES.get(main.name, gguf.LlamaFileType.GUESSED))
+    if main.name not in FLOATS:
+        writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+    skipped = ("general.architecture", "general.file_type", "general.quantization_version", "general.alignment")
+    for key, value, type_name in metadata.items_with_types():
+        if key in skipped or key.startswith("split."):
+            continue
+        element = type_name.removeprefix("array of ")
+        kind = gguf.GGUFValueType[element.upper()]
+        if element == type_name:
+            writer.add_key_value(key, value, kind)
+        elif len(value):  # the writer refuses an empty array
+            plain = value.tolist() if isinstance(value, StringArray | np.ndarray) else list(value)
+            writer.add_key_value(key, plain, gguf.GGUFValueType.ARRAY, sub_type=kind)
+
+
+def _main_format(source: Checkpoint, formats: Mapping[str, Format]) -> Format:
+    """The format that most of the weights have."""
+    n_weights: dict[Format, int] = {}
+    for name, info in source.tensors.items():
+        n_weights[formats[name]] = n_weights.get(formats[name], 0) + math.prod(info.shape)
+    return max(n_weights, key=n_weights.__getitem__)
+
+
+def _safetensors_header(source: Checkpoint, formats: Mapping[str, Format]) -> bytes:
+    text = encode_metadata(source.metadata, int(_FILE_TYPES[_main_format(source, formats).name]))
+    entries: dict[str, object] = {"__metadata__": {"format": "pt", METADATA_NAME: text}}
+    end = 0
+    for name, target in formats.items():
+        shape = source.tensors[name].shape
+        begin, end = end, end + target.nbytes(math.prod(shape))
+        entries[name] = {"dtype": DTYPE_OF_FORMAT[target.name], "shape": shape, "data_offsets": [begin, end]}
+    raw = json.dumps(entries, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
+    raw += b" " * (-(8 + len(raw)) % _DTYPE_ALIGNMENT)
+    return len(raw).to_bytes(8, "little") + raw

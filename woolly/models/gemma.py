@@ -1,0 +1,29 @@
+"""Gemma: Llama's block with GeGLU, and embeddings times sqrt(hidden_size).
+
+Gemma Team 2024, arXiv:2403.08295. GGUF files hold norm weights with the architecture's + 1 added already.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from woolly.config import ModelConfig
+from woolly.metadata import Metadata
+from woolly.models import gguf_config
+from woolly.models.llama import record
+
+__all__ = ["read_config", "record"]
+
+
+def read_config(metadata: Metadata, **differences: Any) -> ModelConfig:
+    """The configuration from a GGUF file's metadata; `differences` are what later Gemmas do their way."""
+    arch = metadata.get_str("general.architecture")
+    hidden_size = gguf_config.read_int(metadata, f"{arch}.embedding_length", 1, gguf_config.MAX_SIZE)
+    return gguf_config.read_config(
+        metadata,
+        rope_pairing="neox",
+        activation="gelu_tanh",
+        embedding_scale=math.sqrt(hidden_size),
+        **differences,
+    )

@@ -1,0 +1,45 @@
+"""Gemma 2: Gemma with norms behind each half of a block, soft caps, and a sliding window on every other layer.
+
+    x += rmsnorm(Wo attention(rmsnorm(x)))             scores s become cap tanh(s / cap); even layers slide
+    x += rmsnorm(Wdown (gelu(Wgate h) * Wup h)),  h = rmsnorm(x)
+    logits = cap tanh(head(rmsnorm(x)) / cap)
+
+Gemma Team 2024, arXiv:2408.00118.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from woolly import layers
+from woolly._kernels import Program
+from woolly.config import ModelConfig
+from woolly.metadata import Metadata
+from woolly.models import gemma, gguf_config
+from woolly.weights import Weights
+
+WINDOW = 4096
+LAYERS_OF_27B = 46  # the one size whose attention scale is not head_dim ** -0.5
+
+
+def read_config(metadata: Metadata) -> ModelConfig:
+    """The configuration from a GGUF file's metadata."""
+    config = gemma.read_config(
+        metadata,
+        sliding_window=gguf_config.read_window(metadata, "gemma2", WINDOW),
+        attention_softcap=gguf_config.read_scale(metadata, "gemma2.attn_logit_softcapping", 50.0),
+        logit_softcap=gguf_config.read_scale(metadata, "gemma2.final_logit_softcapping", 30.0),
+    )
+    if config.n_layers == LAYERS_OF_27B:
+        config = dataclasses.replace(config, attention_scale=(config.hidden_size / config.n_heads) ** -0.5)
+    return config
+
+
+def record(p: Program, config: ModelConfig, weights: Weights, n_ctx: int) -> None:
+    """Record the forward pass on a program."""
+    rope = layers.rope_table(config, weights, n_ctx)
+    x, embedding = layers.embed(p, config, weights)
+    for i in range(config.n_layers):
+        window = config.sliding_window if i % 2 == 0 else 0
+        layers.block(p, x, config, weights, i, rope=rope, window=window, post_norm=True)
+    layers.head(p, x, config, weights, embedding)
