@@ -35,7 +35,14 @@ from gguf_builder import (
 )
 
 import woolly
-from woolly.errors import ContextFullError, GGUFError, NonFiniteError, UnsupportedModelError, WoollyError
+from woolly.errors import (
+    ContextFullError,
+    GGUFError,
+    NonFiniteError,
+    TemplateError,
+    UnsupportedModelError,
+    WoollyError,
+)
 from woolly.gguf_file import GGUFFile
 from woolly.models import ARCHITECTURES, gguf_config
 
@@ -130,10 +137,6 @@ REFUSED: dict[str, tuple[ModelParts, str]] = {
     "sizes of the wrong type": (number("llama.block_count", 1), "block_count.*expected an integer, got float32 1.0"),
     "eps of the wrong type": (integer("llama.attention.layer_norm_rms_epsilon", 1), "expected a float, got uint32 1"),
     "template of the wrong type": (integer("tokenizer.chat_template", 1), "expected a string, got uint32 1"),
-    "template that is no template": (
-        with_key("tokenizer.chat_template", STRING, string("{% for")),
-        "chat template, line 1: unexpected",
-    ),
     # vocabulary
     "bos beyond the vocabulary": (integer("tokenizer.ggml.bos_token_id", 12), "bos_token_id is 12, outside the vocab"),
     "eos beyond the vocabulary": (integer("tokenizer.ggml.eos_token_id", 2**32 - 1), "eos_token_id is 4294967295, out"),
@@ -286,6 +289,13 @@ def test_odd_but_sound_models_run(load: Callable[..., woolly.Model], name: str) 
     with load(SOUND[name]) as model:
         ids = model.session().generate([1, 4, 5] if name != "a context of five" else [1], max_tokens=4).tokens
         assert all(0 <= token < 12 for token in ids)
+
+
+def test_a_template_that_is_none_says_so_when_it_is_used(load: Callable[..., woolly.Model]) -> None:
+    with load(with_key("tokenizer.chat_template", STRING, string("{% for"))) as model:
+        assert model.generate([1, 4], max_tokens=1).prompt_tokens == 2
+        with pytest.raises(TemplateError, match="chat template, line 1: unexpected"):
+            model.encode_chat([{"role": "user", "content": "a"}])
 
 
 def test_a_context_that_is_full_says_so(load: Callable[..., woolly.Model]) -> None:
