@@ -39,6 +39,10 @@ libraries = [
     for isa, flags in isas.items()
 ]
 
+EXTENSION_FLAGS = ["-O2", "-g0", "-ffp-contract=off", "-fopenmp", "-Wno-unused-function", "-Wno-array-bounds"]
+# Loops over float lanes in plain C, which are vectorised from -O3 on, where comparisons need not trap.
+FLAGS_OF = {"quantize": ["-O3", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi"]}
+
 directives = {"language_level": 3, "cdivision": True, "embedsignature": True, "freethreading_compatible": True}
 
 extensions = [
@@ -47,7 +51,7 @@ extensions = [
         [str(path)],
         include_dirs=[str(KERNELS / "c"), numpy.get_include()],
         define_macros=[("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION")] + ([("WOOLLY_X86", "1")] if is_x86 else []),
-        extra_compile_args=["-O2", "-g0", "-ffp-contract=off", "-fopenmp", "-Wno-unused-function", "-Wno-array-bounds"],
+        extra_compile_args=EXTENSION_FLAGS + FLAGS_OF.get(path.stem, []),
         extra_link_args=["-fopenmp"],
         libraries=["m"],
         depends=headers,

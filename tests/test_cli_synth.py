@@ -8,6 +8,7 @@ import pytest
 
 import woolly
 from woolly import cli, cli_synth, synthetic
+from woolly._kernels import GENERATED_FORMATS
 from woolly.loading import load_fast_fp32
 
 SIZES = {"vocab_size": 300, "hidden_size": 256, "n_layers": 2, "n_heads": 4, "n_kv_heads": 2, "intermediate_size": 512}
@@ -22,7 +23,7 @@ def no_variables(monkeypatch):
         monkeypatch.delenv(variable, raising=False)
 
 
-@pytest.mark.parametrize("dtype", ["f32", "f16", "bf16", "q8_0", "q5_0", "q4_1", "q4_0", "q6_k", "q4_k"])
+@pytest.mark.parametrize("dtype", GENERATED_FORMATS)
 def test_file_has_the_logits_of_the_generated_model(tmp_path, capsys, dtype):
     path = tmp_path / "out.gguf"
     assert cli.main(["synth", str(path), *OPTIONS, "--dtype", dtype, "--seed", "7"]) == 0

@@ -13,7 +13,7 @@ from hypothesis import given
 from woolly._kernels import GENERATED_FORMATS, PackedMatrix, available_isas, generate, kernel_formats, use_isa
 from woolly.errors import UnsupportedFormatError, WoollyError
 
-EXACT = ("f32", "f16", "bf16", "q8_0", "q5_0", "q4_1", "q4_0")  # formats that gguf quantises too
+EXACT = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "mxfp4")  # formats that gguf quantises too
 
 
 def philox(counter: tuple[int, int, int, int], key: tuple[int, int], n_rounds: int = 7) -> list[int]:

@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parents[1] / "woolly"
 ORDER = (
     ("errors",),
     ("config", "_kernels.threads", "_kernels.scan", "atomic"),
-    ("_kernels.dispatch",),
+    ("_kernels.dispatch", "_kernels.quantize"),
     ("_kernels.matmul",),
     ("_kernels.rows", "_kernels.attention", "_kernels.generate", "_kernels.limits"),
     ("_kernels.program",),
@@ -24,7 +24,8 @@ ORDER = (
     ("metadata",),
     ("gguf_file", "safetensors_file"),
     ("gguf_split", "checkpoint"),
-    ("weights",),
+    ("weights", "mixes"),
+    ("quantizing",),
     ("layers",),
     ("models.gguf_config",),
     ("models.llama",),
@@ -56,7 +57,7 @@ ORDER = (
     ("loading",),
     ("",),  # the package's own names, which it imports at first use
     ("environment",),
-    ("cli_run", "cli_models", "cli_synth", "cli_convert"),
+    ("cli_run", "cli_models", "cli_synth", "cli_convert", "cli_quantize"),
     ("cli",),
     ("__main__",),
 )
@@ -67,6 +68,7 @@ NARROW = {
     "config": set(),
     "atomic": set(),
     "formats": {"errors"},
+    "mixes": {"errors", "formats", "gguf_file"},
     "metadata": {"errors", "_kernels.scan"},
     "pretokenizers": {"errors"},
     "subwords": {"errors", "pretokenizers"},

@@ -13,7 +13,7 @@ import pytest
 
 import woolly
 from woolly import cli, memory, synthetic
-from woolly._kernels import PackedMatrix, Program, available_isas, use_isa
+from woolly._kernels import GENERATED_FORMATS, PackedMatrix, Program, available_isas, use_isa
 from woolly.byte_tokenizer import MIN_VOCAB_SIZE
 from woolly.errors import NotEnoughMemoryError, WoollyError
 from woolly.loading import load_fast_fp32
@@ -148,7 +148,7 @@ def test_sizes_that_do_not_go_together(sizes, message):
         ),
         (
             {"DTYPE": "fp32"},
-            "WOOLLY_FAST_DTYPE: expected one of f32, f16, bf16, q8_0, q5_0, q4_1, q4_0, q6_k, q4_k, got 'fp32'",
+            f"WOOLLY_FAST_DTYPE: expected one of {', '.join(GENERATED_FORMATS)}, got 'fp32'",
         ),
     ],
 )
@@ -330,7 +330,7 @@ def test_model_that_does_not_fit_is_refused_before_anything_is_allocated(monkeyp
     )
     assert "24.0 GB are available" in message
     assert message.endswith(
-        "what would fit: 27 layers in f32; all 32 layers with dtype f16, bf16, q8_0, q5_0, q4_1, q4_0, q6_k, q4_k"
+        f"what would fit: 27 layers in f32; all 32 layers with dtype {', '.join(GENERATED_FORMATS[1:])}"
     )
 
 

@@ -69,7 +69,16 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action=_Version, nargs=0, help="show the version and exit")
     parser.add_argument("--debug", action="store_true", help="show a traceback where a command fails")
     commands = parser.add_subparsers(metavar="COMMAND", dest="command_name", required=True)
-    for add in (_add_run, _add_inspect, _add_pull, _add_list, _add_convert, _add_dequantize, _add_synth):
+    for add in (
+        _add_run,
+        _add_inspect,
+        _add_pull,
+        _add_list,
+        _add_convert,
+        _add_quantize,
+        _add_dequantize,
+        _add_synth,
+    ):
         command = add(commands)
         # SUPPRESS: a default here would undo a --debug that stands before the command.
         command.add_argument("--debug", action="store_true", default=argparse.SUPPRESS, help=argparse.SUPPRESS)
@@ -129,6 +138,30 @@ def _add_inspect(commands: Any) -> argparse.ArgumentParser:
     parser.set_defaults(command="woolly.cli_models:inspect")
     parser.add_argument("model", metavar="MODEL", nargs="?", help=_MODEL_HELP)
     parser.add_argument("--tensors", action="store_true", help="list the tensors")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    return parser
+
+
+def _add_quantize(commands: Any) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "quantize",
+        help="write a model file in other formats",
+        description="Write a GGUF file again with its matrices quantised.",
+        allow_abbrev=False,
+    )
+    parser.set_defaults(command="woolly.cli_quantize:quantize")
+    parser.add_argument("model", metavar="IN", help=_MODEL_HELP.partition(";")[0])
+    parser.add_argument("out", metavar="OUT.gguf", help="the file to write")
+    parser.add_argument("type", metavar="TYPE", help="q4_k_m, q5_k_m, q6_k, q8_0, iq4_xs, q2_k, bf16 … (any case)")
+    parser.add_argument("--dry-run", action="store_true", help="list what each tensor would become, write nothing")
+    parser.add_argument("--output-type", metavar="FORMAT", help="of the output matrix; default: what the type says")
+    parser.add_argument("--token-embd-type", metavar="FORMAT", help="of the token embedding; default likewise")
+    parser.add_argument("--pure", action="store_true", help="all matrices in one format")
+    parser.add_argument(
+        "--allow-requantize", action="store_true", help="take tensors that are quantised already: quality suffers"
+    )
+    parser.add_argument("--force", action="store_true", help="replace OUT.gguf if it is there")
+    parser.add_argument("--threads", metavar="N", type=_at_least_1, help="default: the cores that may be used")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     return parser
 

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
-import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +13,7 @@ from numpy.typing import NDArray
 
 from woolly import synthetic
 from woolly._kernels import PackedMatrix, kernel_formats
+from woolly.atomic import replacing
 from woolly.byte_tokenizer import gguf_metadata
 from woolly.errors import WoollyError
 from woolly.metadata import StringArray
@@ -23,7 +21,6 @@ from woolly.synthetic import SyntheticSpec
 from woolly.terminal import note
 
 _SIZES = ("hidden_size", "n_layers", "n_heads", "n_kv_heads", "intermediate_size", "vocab_size", "n_ctx", "seed")
-_CREATE_MODE = 0o666  # before the umask, as open() has it
 
 
 def synth(args: argparse.Namespace) -> int:
@@ -78,7 +75,7 @@ def write_gguf(
     -----
     Takes the memory of the largest tensor twice: packed, and as rows.
     """
-    with _replacing(path) as temporary:
+    with replacing(path) as temporary:
         writer = gguf.GGUFWriter(temporary, spec.config.architecture)
         try:
             _add_metadata(writer, spec, _default_tokenizer(spec) if tokenizer is None else tokenizer)
@@ -91,24 +88,6 @@ def write_gguf(
                 writer.write_tensor_data(_tensor(name, shape, spec, n_threads))
         finally:
             writer.close()
-
-
-@contextlib.contextmanager
-def _replacing(path: Path) -> Iterator[Path]:
-    """A temporary file in the same folder, which takes the name when the block ends well."""
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        umask = os.umask(0)
-        os.umask(umask)
-        temporary.chmod(_CREATE_MODE & ~umask)
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _default_tokenizer(spec: SyntheticSpec) -> dict[str, Any]:
@@ -141,11 +120,18 @@ _FILE_TYPES = {
     "f16": "MOSTLY_F16",
     "bf16": "MOSTLY_BF16",
     "q8_0": "MOSTLY_Q8_0",
+    "q5_1": "MOSTLY_Q5_1",
     "q5_0": "MOSTLY_Q5_0",
     "q4_1": "MOSTLY_Q4_1",
     "q4_0": "MOSTLY_Q4_0",
     "q6_k": "MOSTLY_Q6_K",
+    "q5_k": "MOSTLY_Q5_K_S",
     "q4_k": "MOSTLY_Q4_K_S",
+    "q3_k": "MOSTLY_Q3_K_S",
+    "q2_k": "MOSTLY_Q2_K",
+    "iq4_nl": "MOSTLY_IQ4_NL",
+    "iq4_xs": "MOSTLY_IQ4_XS",
+    "mxfp4": "MOSTLY_MXFP4_MOE",
 }
 
 

@@ -328,7 +328,7 @@ def _read_metadata(cursor: _Cursor, n_keys: int) -> Metadata:
         value, type_name = _read_value(cursor, type_id, field)
         if key == "general.alignment":
             _check_alignment(cursor, offset, type_id, type_name, value)
-        entries[key] = Entry(value, type_name, offset)
+        entries[key] = Entry(value, type_name, offset, cursor.pos)
     return Metadata(cursor.path, entries)
 
 

@@ -81,11 +81,15 @@ class StringArray(Sequence[str]):
 
 
 class Entry(NamedTuple):
-    """One key's value, and where it came from: the byte in a GGUF file, -1 where it was made."""
+    """One key's value, and where it came from: the key and its value take a GGUF file's bytes from offset to end.
+
+    What was made, not read, has the offset -1.
+    """
 
     value: Any
     type_name: str
     offset: int
+    end: int = 0
 
 
 _REQUIRED: Any = object()
@@ -186,6 +190,10 @@ class Metadata(Mapping[str, Any]):
         if found != kind or (length is not None and len(entry.value) != length):
             self._refuse(key, expected, entry)
         return entry.value
+
+    def place(self, key: str) -> tuple[int, int]:
+        """Return the first byte of a key in the file, and the one after its value."""
+        return self._entries[key].offset, self._entries[key].end
 
     def _scalar(self, key: str, kind: type, expected: str, default: Any) -> Any:
         self.asked.add(key)

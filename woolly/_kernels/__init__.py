@@ -13,6 +13,7 @@ from woolly._kernels.dispatch import (
 from woolly._kernels.generate import GENERATED_FORMATS, generate, generate_all
 from woolly._kernels.matmul import PackedMatrix, aligned_empty, dequantize, matmul
 from woolly._kernels.program import Program, Stop
+from woolly._kernels.quantize import QUANTIZED_FORMATS, quantize_rows
 from woolly._kernels.rows import (
     activation_f32,
     exp_f32,
@@ -28,6 +29,7 @@ from woolly._kernels.threads import check_threads, default_threads
 
 __all__ = [
     "GENERATED_FORMATS",
+    "QUANTIZED_FORMATS",
     "KVCache",
     "PackedMatrix",
     "Program",
@@ -50,6 +52,7 @@ __all__ = [
     "layernorm_f32",
     "matmul",
     "quantize_q16",
+    "quantize_rows",
     "rmsnorm_f32",
     "rope_f32",
     "set_isa",

@@ -5,18 +5,22 @@ Owns the arguments and how groups of rows are shared out among threads; the gene
 
 import numpy as np
 
-from cython.parallel cimport prange
-from libc.stdint cimport int64_t
+from cython.parallel cimport prange, threadid
+from libc.stdint cimport int64_t, uint8_t
 
 from woolly._kernels.dispatch cimport active
-from woolly._kernels.kernels cimport woolly_generate_args, woolly_kernels
+from woolly._kernels.kernels cimport woolly_format, woolly_generate_args, woolly_kernels
 from woolly._kernels.matmul cimport PackedMatrix
+from woolly._kernels.quantize cimport quantize_blocks, quantizer_of
 
+from woolly._kernels.dispatch import format_index
 from woolly._kernels.threads import check_threads
 from woolly.errors import UnsupportedFormatError
 
-# Those that c/generate.h can store
-GENERATED_FORMATS = ("f32", "f16", "bf16", "q8_0", "q5_0", "q4_1", "q4_0", "q6_k", "q4_k")
+# Those that c/generate.h stores, and those that are made as `quantize_rows` makes them
+_DIRECT = ("f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "q6_k", "q4_k")
+_QUANTISED = ("q5_k", "q3_k", "q2_k", "iq4_nl", "iq4_xs", "mxfp4")
+GENERATED_FORMATS = _DIRECT + _QUANTISED
 
 cdef double ODD_INTEGERS = 2.0**24  # weights are odd integers below this, times bound / this
 
@@ -84,6 +88,8 @@ def generate_all(items, /, *, seed, n_threads=None):
         return
     records = np.empty(n_items * sizeof(woolly_generate_args), dtype=np.uint8)
     args = <woolly_generate_args *><size_t>records.ctypes.data
+    cdef int[::1] quantizers = np.full(n_items, -1, dtype=np.intc)
+    cdef int64_t scratch_bytes = 64
     cdef int64_t[::1] ends = np.cumsum([(<PackedMatrix>item[0]).view.n_groups for item in items], dtype=np.int64)
     for i in range(n_items):
         matrix, tensor, bound = items[i]
@@ -92,19 +98,59 @@ def generate_all(items, /, *, seed, n_threads=None):
         args[i].scale = bound / ODD_INTEGERS
         args[i].format = &kernels.formats[matrix.view.format]
         args[i].n_rows, args[i].n_cols, args[i].w = matrix.view.n_rows, matrix.view.n_cols, matrix.view.w
+        if matrix.format in _QUANTISED:
+            quantizers[i] = quantizer_of(matrix.format)
+            scratch_bytes = max(scratch_bytes, 16 * (8 * matrix.view.n_cols + matrix.view.row_bytes))
     cdef int64_t n_groups = ends[n_items - 1]
-    cdef const int64_t *end = &ends[0]
+    cdef Batch batch
+    batch.args, batch.ends, batch.quantizers = args, &ends[0], &quantizers[0]
+    batch.f32 = &kernels.formats[<int>format_index("f32")]
+    cdef uint8_t[:, ::1] scratch = np.empty((threads, scratch_bytes), dtype=np.uint8)
+    cdef uint8_t *memory = &scratch[0, 0]
     for group in prange(n_groups, nogil=True, num_threads=threads, schedule="dynamic"):
-        generate_one(kernels, args, end, group)
+        generate_one(kernels, &batch, group, memory + threadid() * scratch_bytes)
 
 
-cdef void generate_one(const woolly_kernels *kernels, const woolly_generate_args *args, const int64_t *ends,
-                       int64_t group) noexcept nogil:
-    """One group of all matrices' groups in a row; ends holds where those of each matrix end."""
+cdef struct Batch:
+    const woolly_generate_args *args
+    const int64_t *ends           # where the groups of each matrix end, in a row of all groups
+    const int *quantizers         # -1 where the generator stores the format itself
+    const woolly_format *f32
+
+
+cdef void generate_one(const woolly_kernels *kernels, const Batch *batch, int64_t group,
+                       uint8_t *scratch) noexcept nogil:
+    """One group of all matrices' groups in a row."""
     cdef int64_t i = 0
-    while group >= ends[i]:
+    while group >= batch.ends[i]:
         i += 1
-    kernels.generate(&args[i], group - (ends[i - 1] if i else 0))
+    if i:
+        group -= batch.ends[i - 1]
+    if batch.quantizers[i] < 0:
+        kernels.generate(&batch.args[i], group)
+    else:
+        generate_quantised(kernels, batch, i, group, scratch)
+
+
+cdef void generate_quantised(const woolly_kernels *kernels, const Batch *batch, int64_t i, int64_t group,
+                             uint8_t *scratch) noexcept nogil:
+    """One group as float32, then its rows, their blocks, and these packed."""
+    cdef const woolly_generate_args *g = &batch.args[i]
+    cdef const woolly_format *f = g.format
+    cdef int64_t n_cols = g.n_cols, n_blocks = n_cols // f.block_size, row_bytes = n_blocks * f.block_bytes, row, col
+    cdef int64_t n_rows = min(16, g.n_rows - 16 * group)
+    cdef float *tile = <float *>scratch
+    cdef float *rows = tile + 16 * n_cols
+    cdef uint8_t *blocks = <uint8_t *>(rows + 16 * n_cols)
+    cdef woolly_generate_args plain = g[0]
+    plain.format = batch.f32
+    plain.w = scratch - group * (64 * n_cols)  # where group 0 would be
+    kernels.generate(&plain, group)
+    for row in range(n_rows):
+        for col in range(n_cols):
+            rows[row * n_cols + col] = tile[col * 16 + row]
+    quantize_blocks(batch.quantizers[i], rows, n_rows * n_blocks, blocks)
+    f.pack(blocks, row_bytes, n_rows, n_blocks, g.w + group * 16 * row_bytes)
 
 
 def _check(PackedMatrix matrix not None, seed, tensor, bound):

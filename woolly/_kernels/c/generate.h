@@ -77,6 +77,7 @@ static void bf16_store_tile(const float *tile, int64_t n_cols, int64_t n_rows, u
 DEFINE_STORE_TILE(q4_0)
 DEFINE_STORE_TILE(q4_1)
 DEFINE_STORE_TILE(q5_0)
+DEFINE_STORE_TILE(q5_1)
 DEFINE_STORE_TILE(q8_0)
 DEFINE_STORE_TILE(q4_k)
 DEFINE_STORE_TILE(q6_k)
@@ -84,7 +85,8 @@ DEFINE_STORE_TILE(q6_k)
 /* by ggml type; f32 is stored as it is made */
 static const store_tile_fn STORE_TILE[] = {
     [1] = f16_store_tile,  [2] = q4_0_store_tile,  [3] = q4_1_store_tile,  [6] = q5_0_store_tile,
-    [8] = q8_0_store_tile, [12] = q4_k_store_tile, [14] = q6_k_store_tile, [30] = bf16_store_tile,
+    [7] = q5_1_store_tile, [8] = q8_0_store_tile,  [12] = q4_k_store_tile, [14] = q6_k_store_tile,
+    [30] = bf16_store_tile,
 };
 
 /* one packed group of 16 rows */

@@ -1,8 +1,8 @@
-/* Quantising tiles of generated weights: one block of each of 16 rows, tile[k][row], lanes are rows.
+/* Quantising tiles: one block of each of 16 rows, tile[k][row], lanes are rows.
  *
- * Q8_0, Q4_0, Q4_1 and Q5_0 come out as gguf.quants makes them, bit for bit. Q4_K and Q6_K are plain: scales from each
- * sub-block's extremes, without ggml's search for better ones. Speed matters little more than the generator's: these are
- * loops over 16 lanes that the compiler vectorises, with the same roundings on every instruction set.
+ * Q8_0, Q4_0, Q4_1, Q5_0 and Q5_1 come out as gguf.quants makes them, bit for bit. Q4_K and Q6_K are those of generated
+ * weights, and plain: scales from each sub-block's extremes; files get those of search.h. Loops over 16 lanes that the
+ * compiler vectorises, with the same roundings on every instruction set.
  */
 #ifndef WOOLLY_QUANTIZE_H
 #define WOOLLY_QUANTIZE_H
@@ -101,6 +101,14 @@ static void q4_1_quantize(const tile_row *x, uint8_t *blocks) {
     }
 }
 
+/* nibbles as above, and the fifth bits in qh */
+static INLINE void store_fives(uint8_t (*q)[16], int r, uint8_t *qs, void *qh) {
+    uint32_t bits = 0;
+    for (int k = 0; k < 32; k++) bits |= (uint32_t)(q[k][r] >> 4) << k;
+    memcpy(qh, &bits, 4);
+    store_nibbles(q, r, qs);
+}
+
 static void q5_0_quantize(const tile_row *x, uint8_t *blocks) {
     q5_0_block *b = (q5_0_block *)blocks;
     float magnitude[16], value[16], inverse[16];
@@ -109,12 +117,57 @@ static void q5_0_quantize(const tile_row *x, uint8_t *blocks) {
     EACH_ROW(r) inverse[r] = inverse_or_0(value[r] / -16);
     tile_quants(x, 32, NO_OFFSET, inverse, 16.5f, 31, q);
     EACH_ROW(r) {
-        uint32_t qh = 0;
-        for (int k = 0; k < 32; k++) qh |= (uint32_t)(q[k][r] >> 4) << k;
         b[r].d = f16_of_f32(value[r] / -16);
-        b[r].qh = qh;
-        store_nibbles(q, r, b[r].qs);
+        store_fives(q, r, b[r].qs, &b[r].qh);
     }
+}
+
+static void q5_1_quantize(const tile_row *x, uint8_t *blocks) {
+    q5_1_block *b = (q5_1_block *)blocks;
+    float least[16], most[16], inverse[16];
+    uint8_t q[32][16];
+    tile_range(x, 32, least, most);
+    EACH_ROW(r) inverse[r] = inverse_or_0((most[r] - least[r]) / 31);
+    tile_quants(x, 32, least, inverse, 0.5f, 31, q);
+    EACH_ROW(r) {
+        b[r].d = f16_of_f32((most[r] - least[r]) / 31);
+        b[r].m = f16_of_f32(least[r]);
+        store_fives(q, r, b[r].qs, &b[r].qh);
+    }
+}
+
+/* --- how the integers of K blocks are stored: scales of sub-blocks, and the levels of 256 weights in their order --- */
+
+static INLINE void put_k_scales(const uint8_t *sc, const uint8_t *mn, uint8_t *scales) {
+    for (int s = 0; s < 4; s++) {
+        scales[s] = (uint8_t)(sc[s] | sc[s + 4] >> 4 << 6);
+        scales[s + 4] = (uint8_t)(mn[s] | mn[s + 4] >> 4 << 6);
+        scales[s + 8] = (uint8_t)((sc[s + 4] & 15) | (mn[s + 4] & 15) << 4);
+    }
+}
+
+/* low 4 bits of the levels: those of sub-blocks 2 c and 2 c + 1 share 32 bytes */
+static INLINE void put_k_nibbles(const uint8_t *l, uint8_t *qs) {
+    for (int k = 0; k < 128; k++) {
+        const uint8_t *at = l + k / 32 * 64 + k % 32;
+        qs[k] = (uint8_t)((at[0] & 15) | (at[32] & 15) << 4);
+    }
+}
+
+static INLINE void put_q6_k_levels(const uint8_t *l, q6_k_block *b) {
+    for (int k = 0; k < 128; k++) {
+        const uint8_t *at = l + k / 64 * 128 + k % 64;
+        b->ql[k] = (uint8_t)((at[0] & 15) | (at[64] & 15) << 4);
+    }
+    for (int k = 0; k < 64; k++) {
+        const uint8_t *at = l + k / 32 * 128 + k % 32;
+        b->qh[k] = (uint8_t)(at[0] >> 4 | at[32] >> 4 << 2 | at[64] >> 4 << 4 | at[96] >> 4 << 6);
+    }
+}
+
+/* the levels of one row of a tile */
+static INLINE void take_row(uint8_t (*q)[16], int r, uint8_t *l) {
+    for (int k = 0; k < 256; k++) l[k] = q[k][r];
 }
 
 /* x / unit to the nearest of 0 .. most */
@@ -142,23 +195,21 @@ static void q4_k_quantize(const tile_row *x, uint8_t *blocks) {
         b[r].d = f16_of_f32(step_max[r] / 63);
         b[r].dmin = f16_of_f32(low_max[r] / 63);
         float d = f32_of_f16(b[r].d), dmin = f32_of_f16(b[r].dmin);
-        int sc[8], mn[8];
+        uint8_t sc[8], mn[8];
         for (int s = 0; s < 8; s++) {
-            sc[s] = quant_of(step[s][r], d, 63);
-            mn[s] = quant_of(low[s][r], dmin, 63);
+            sc[s] = (uint8_t)quant_of(step[s][r], d, 63);
+            mn[s] = (uint8_t)quant_of(low[s][r], dmin, 63);
             offset[s][r] = -dmin * (float)mn[s];
             inverse[s][r] = inverse_or_0(d * (float)sc[s]);
         }
-        for (int s = 0; s < 4; s++) {
-            b[r].scales[s] = (uint8_t)(sc[s] | sc[s + 4] >> 4 << 6);
-            b[r].scales[s + 4] = (uint8_t)(mn[s] | mn[s + 4] >> 4 << 6);
-            b[r].scales[s + 8] = (uint8_t)((sc[s + 4] & 15) | (mn[s + 4] & 15) << 4);
-        }
+        put_k_scales(sc, mn, b[r].scales);
     }
     for (int s = 0; s < 8; s++) tile_quants(x + 32 * s, 32, offset[s], inverse[s], 0.5f, 15, q + 32 * s);
-    EACH_ROW(r)
-        for (int k = 0; k < 128; k++)
-            b[r].qs[k] = (uint8_t)(q[k / 32 * 64 + k % 32][r] | q[k / 32 * 64 + k % 32 + 32][r] << 4);
+    EACH_ROW(r) {
+        uint8_t l[256];
+        take_row(q, r, l);
+        put_k_nibbles(l, b[r].qs);
+    }
 }
 
 /* sub-blocks of 16 span -magnitude to magnitude in 63 steps: w = (d sc) (q - 32) */
@@ -180,15 +231,9 @@ static void q6_k_quantize(const tile_row *x, uint8_t *blocks) {
     }
     for (int s = 0; s < 16; s++) tile_quants(x + 16 * s, 16, NO_OFFSET, inverse[s], 32.5f, 63, q + 16 * s);
     EACH_ROW(r) {
-        for (int k = 0; k < 128; k++) {
-            int at = k / 64 * 128 + k % 64;
-            b[r].ql[k] = (uint8_t)((q[at][r] & 15) | (q[at + 64][r] & 15) << 4);
-        }
-        for (int k = 0; k < 64; k++) {
-            int at = k / 32 * 128 + k % 32;
-            b[r].qh[k] = (uint8_t)(q[at][r] >> 4 | q[at + 32][r] >> 4 << 2 | q[at + 64][r] >> 4 << 4 |
-                                   q[at + 96][r] >> 4 << 6);
-        }
+        uint8_t l[256];
+        take_row(q, r, l);
+        put_q6_k_levels(l, &b[r]);
     }
 }
 
