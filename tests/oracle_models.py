@@ -23,6 +23,7 @@ from typing import Any
 import gguf
 import numpy as np
 import numpy.typing as npt
+import oracle_experts
 from make_gguf import add_tokenizer
 
 Array = npt.NDArray[np.float32]
@@ -148,6 +149,18 @@ GRANITE = {
 GRANITE_KEYS = dict.fromkeys(("embedding_scale", "attention.scale", "residual_scale", "logit_scale"))
 GEMMA3 = {**GEMMA, "query_pre_attn_scalar": 24, "sliding_window": 24, "num_hidden_layers": 7}
 
+QWEN3MOE = {"head_dim": 40, "num_experts": 12, "num_experts_per_tok": 4, "moe_intermediate_size": 40}
+GPT_OSS = {
+    "head_dim": 32,
+    "num_local_experts": 6,
+    "num_experts_per_tok": 2,
+    "intermediate_size": 72,
+    "num_hidden_layers": 3,
+    "sliding_window": 30,
+    "rope_parameters": {**YARN, "truncate": False},
+    "swiglu_limit": 7.0,
+}
+
 MODELS = {
     model.name: model
     for model in (
@@ -253,6 +266,36 @@ MODELS = {
         OracleModel(
             "starcoder2-80", "starcoder2", "Starcoder2", {**HEADS_OF_80, "norm_epsilon": 1e-5, "sliding_window": None}
         ),
+        OracleModel(
+            "mixtral", "llama", "Mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2}, {"expert_used_count": 3}
+        ),
+        OracleModel(
+            "qwen3moe",
+            "qwen3moe",
+            "Qwen3Moe",
+            {**QWEN3MOE, "norm_topk_prob": True},
+            {"expert_used_count": 3, "expert_weights_norm": False, "expert_weights_scale": 2.0},
+        ),
+        OracleModel(
+            "mixtral-best",
+            "llama",
+            "Mixtral",
+            {**HEADS_OF_80, "num_local_experts": 5, "num_experts_per_tok": 1, "sliding_window": 40},
+        ),
+        OracleModel("qwen3moe-80", "qwen3moe", "Qwen3Moe", {**HEADS_OF_80, **QWEN3MOE, "norm_topk_prob": False}),
+        OracleModel(
+            "gpt-oss-80",
+            "gpt-oss",
+            "GptOss",
+            {**HEADS_OF_80, **GPT_OSS, "head_dim": 80, "num_local_experts": 3, "num_experts_per_tok": 3},
+        ),
+        OracleModel(
+            "gpt-oss",
+            "gpt-oss",
+            "GptOss",
+            GPT_OSS,
+            {"attention.sliding_window": None, **YARN_KEYS},
+        ),
     )
 }
 
@@ -303,21 +346,26 @@ def layer_shapes(model: OracleModel) -> dict[str, tuple[int, ...]]:
     elif model.arch == "olmo2":
         norms = {"post_attention_layernorm": hidden, "post_feedforward_layernorm": hidden}
         norms |= {"self_attn.q_norm": q, "self_attn.k_norm": kv}
-    if model.arch in ("qwen3", "gemma3"):
+    if model.arch in ("qwen3", "qwen3moe", "gemma3"):
         norms |= {"self_attn.q_norm": dim, "self_attn.k_norm": dim}
+    if oracle_experts.n_experts(model):
+        matrices = {name: shape for name, shape in matrices.items() if "attn" in name}
     matrices["self_attn.o_proj"] = (hidden, q)
     shapes = {f"{name}.weight": shape for name, shape in matrices.items()}
     shapes |= {f"{name}.weight": (n,) for name, n in norms.items()}
     biased = [name for name in matrices if has_bias(model, name)]
     biased += list(norms) if model.arch == "starcoder2" else []
-    return shapes | {f"{name}.bias": shapes[f"{name}.weight"][:1] for name in biased}
+    shapes |= {f"{name}.bias": shapes[f"{name}.weight"][:1] for name in biased}
+    return shapes | (oracle_experts.shapes(model) if oracle_experts.n_experts(model) else {})
 
 
 def has_bias(model: OracleModel, name: str) -> bool:
     """Whether a matrix of a layer has a bias."""
     if model.arch == "qwen2":
         return name[-6:] in ("q_proj", "k_proj", "v_proj")
-    return model.arch == "starcoder2" or bool(model.get("attention_bias" if "attn" in name else "mlp_bias"))
+    return model.arch in ("starcoder2", "gpt-oss") or bool(
+        model.get("attention_bias" if "attn" in name else "mlp_bias")
+    )
 
 
 def hf_weights(model: OracleModel) -> dict[str, Array]:
@@ -342,7 +390,7 @@ def random_tensor(model: OracleModel, name: str, shape: tuple[int, ...]) -> Arra
     elif len(shape) == 1:
         values = 0.2 * values + (0 if model.arch.startswith("gemma") else 1)
     elif "embed_tokens" not in name:
-        values *= shape[1] ** -0.5
+        values *= oracle_experts.fan_in(model, name, shape) ** -0.5
     return values.astype(np.float32)
 
 
@@ -354,11 +402,15 @@ def write_gguf(model: OracleModel, path: str | Path, *, changes: dict[str, Any] 
     writer = gguf.GGUFWriter(path, model.arch)
     for key, value in {**metadata(model), **(changes or {})}.items():
         if value is not None:
-            add = {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string}[type(value)]
+            add = {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string, bool: writer.add_bool}[
+                type(value)
+            ]
             add(f"{model.arch}.{key}", value)
     add_tokenizer(writer, VOCAB)
     for name, values in hf_weights(model).items():
-        writer.add_tensor(gguf_name(model, name), gguf_values(model, name, values))
+        tensors = oracle_experts.gguf_tensors(model, name, values)
+        for ours, array in (tensors or {gguf_name(model, name): gguf_values(model, name, values)}).items():
+            writer.add_tensor(ours, array)
     for name, factors in frequency_factors(model).items():
         writer.add_tensor(f"{name}.weight", np.array(factors, np.float32))
     writer.write_header_to_file()
@@ -397,7 +449,7 @@ def metadata(model: OracleModel) -> dict[str, int | float | str]:
     }.items():
         if model.get(key) is not None:
             values[name] = model[key]
-    return values | rope_scaling(model)
+    return values | rope_scaling(model) | (oracle_experts.keys(model) if oracle_experts.n_experts(model) else {})
 
 
 def rope_scaling(model: OracleModel) -> dict[str, int | float | str]:
@@ -437,7 +489,7 @@ def gguf_name(model: OracleModel, name: str) -> str:
         if name.startswith(ours + "."):
             return theirs + name[len(ours) :]
     layer, tensor, suffix = re.fullmatch(r"model\.layers\.(\d+)\.(.+)\.(weight|bias)", name).groups()
-    has_post_norm = tensor == "post_attention_layernorm" and model.arch in (*SANDWICHED, "olmo2")
+    has_post_norm = tensor == "post_attention_layernorm" and model.arch in (*SANDWICHED, "olmo2", "gpt-oss")
     return f"blk.{layer}.{'post_attention_norm' if has_post_norm else TENSORS[tensor]}.{suffix}"
 
 
@@ -461,7 +513,7 @@ def transformers_logits(model: OracleModel) -> Array:
 
     classes = {"Gemma3": "Gemma3Text"}
     make_config = getattr(transformers, f"{classes.get(model.hf_class, model.hf_class)}Config")
-    config = make_config(**{**BASE, **model.config}, attn_implementation="eager")
+    config = make_config(**{**BASE, **model.config}, attn_implementation="eager", **oracle_experts.options(model))
     network = getattr(transformers, f"{model.hf_class}ForCausalLM")(config).float().eval()
     state = {name: torch.from_numpy(values) for name, values in hf_weights(model).items()}
     if model["tie_word_embeddings"]:

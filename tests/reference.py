@@ -154,13 +154,15 @@ def attention(
     scale: float | None = None,
     window: int | None = None,
     softcap: float | None = None,
+    sinks: npt.ArrayLike | None = None,
 ) -> Array:
     """softmax(scale · q kᵀ + mask) v, causal, over a cache whose row j holds position j.
 
     q : (n_q, n_heads, head_dim), its first row at position pos; k, v : (n_kv, n_kv_heads, head_dim), n_kv >= pos + n_q.
     Head h reads key/value head h // (n_heads / n_kv_heads). The query at position i sees keys j <= i and, with a
     sliding window, i - j < window: itself and the window - 1 keys before it. scale is 1 / sqrt(head_dim) by default;
-    softcap bends the scores s to softcap · tanh(s / softcap) before the mask. Returns (n_q, n_heads, head_dim).
+    softcap bends the scores s to softcap · tanh(s / softcap) before the mask. sinks (n_heads,) are scores that join the
+    softmax with no value. Returns (n_q, n_heads, head_dim).
     """
     q, k, v = (np.asarray(array, np.float64) for array in (q, k, v))
     n_q, n_heads, head_dim = q.shape
@@ -176,7 +178,11 @@ def attention(
     scores = scale * (q.transpose(1, 0, 2) @ k.transpose(0, 2, 1))  # (n_heads, n_q, n_kv)
     if softcap is not None:
         scores = softcap * np.tanh(scores / softcap)
-    return (softmax(np.where(visible, scores, -np.inf)) @ v).transpose(1, 0, 2)
+    scores = np.where(visible, scores, -np.inf)
+    if sinks is not None:
+        column = np.broadcast_to(np.asarray(sinks, np.float64)[:, None, None], (n_heads, n_q, 1))
+        return (softmax(np.concatenate([scores, column], axis=-1))[..., :-1] @ v).transpose(1, 0, 2)
+    return (softmax(scores) @ v).transpose(1, 0, 2)
 
 
 def sigmoid(x: npt.ArrayLike) -> Array:
@@ -205,6 +211,29 @@ def swiglu(gate: npt.ArrayLike, up: npt.ArrayLike) -> Array:
 def geglu(gate: npt.ArrayLike, up: npt.ArrayLike) -> Array:
     """gelu_tanh(gate) · up, elementwise."""
     return gelu_tanh(gate) * np.asarray(up, np.float64)
+
+
+def swiglu_clamped(gate: npt.ArrayLike, up: npt.ArrayLike) -> Array:
+    """g · sigmoid(1.702 g) · (u + 1), g = min(gate, 7), u = up within ±7: gpt-oss."""
+    g, u = np.minimum(np.asarray(gate, np.float64), 7), np.clip(np.asarray(up, np.float64), -7, 7)
+    return g * sigmoid(1.702 * g) * (u + 1)
+
+
+def best_experts(
+    scores: npt.ArrayLike, n_used: int, *, gating: str = "softmax", normalise: bool = True, scale: float = 1.0
+) -> tuple[Array, npt.NDArray[np.int64]]:
+    """Weights and indices of each token's n_used best experts, best first, each (n, n_used): scores (n, n_experts).
+
+    gating : "softmax" over all experts, or "softmax_chosen" over the chosen ones.
+    """
+    scores = np.asarray(scores, np.float64)
+    experts = np.argsort(-scores, axis=-1, kind="stable")[:, :n_used]
+    over = softmax(scores) if gating == "softmax" else scores
+    weights = np.take_along_axis(over, experts, axis=-1)
+    weights = weights if gating == "softmax" else softmax(weights)
+    if normalise:
+        weights = weights / weights.sum(axis=-1, keepdims=True)
+    return scale * weights, experts
 
 
 # A whole model

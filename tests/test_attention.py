@@ -184,6 +184,42 @@ def test_a_token_is_the_same_alone_split_or_among_others(isa: str, case: Attenti
             assert attend(alone, cache, split=split).tobytes() == whole[t].tobytes()
 
 
+@given(sts.attention_cases(heads=heads), st.sampled_from([-40.0, -1.0, 3.0, 60.0]), st.booleans())
+def test_sinks_join_the_denominator(isa: str, case: AttentionCase, size: float, split: bool) -> None:
+    cache, n_kv = filled(case), len(case.k)
+    sinks = (size * np.linspace(0.5, 1, case.q.shape[1])).astype(np.float32)
+    actual = attend(case, cache, sinks=sinks, split=split)
+    # a key of its own, with values of zero: in float64 attention over one key more
+    plain, bound = expected_and_bound(case, cache, 0.0)
+    q = (case.q * np.float32(case.q.shape[2] ** -0.5)).astype(np.float64)
+    k, v = cache.keys(0, n_kv).astype(np.float64), cache.values(0, n_kv).astype(np.float64)
+    options = {"pos": case.pos, "window": case.window, "scale": 1.0}
+    expected = reference.attention(q, k, v, sinks=sinks, **options)
+    share = np.abs(reference.attention(q, k, np.ones_like(v), sinks=sinks, **options))
+    most = np.abs(q).sum(axis=2).max() * np.abs(k).max() + np.abs(sinks).max()
+    relative = bound * share + 2 * np.abs(expected) * np.expm1((4 * most + 30) * U) * q.shape[2]
+    assert (np.abs(actual - expected) <= 2 * relative + 2.0**-120 * np.abs(case.v).max()).all()
+    assert plain.shape == expected.shape
+
+
+@given(sts.attention_cases(max_q=4))
+def test_sinks_same_bits(case: AttentionCase) -> None:
+    cache = filled(case, n_ctx=len(case.k) + 40)
+    sinks = np.linspace(-3, 3, case.q.shape[1], dtype=np.float32)
+    assert_same_bits(lambda n_threads: attend(case, cache, sinks=sinks, n_threads=n_threads))
+    whole = attend(case, cache, sinks=sinks)
+    for t in range(len(case.q)):
+        alone = AttentionCase(case.q[t : t + 1], case.k, case.v, case.pos + t, case.window)
+        for split in (False, True):
+            assert attend(alone, cache, sinks=sinks, split=split).tobytes() == whole[t].tobytes()
+
+
+def test_a_sink_of_minus_infinity_is_none(isa: str) -> None:
+    case = small_case(pos=300)
+    cache, sinks = filled(case), np.full(4, -np.inf, np.float32)
+    assert attend(case, cache, sinks=sinks).tobytes() == attend(case, cache).tobytes()
+
+
 @pytest.mark.parametrize("window", [None, 1, 16, 100, 128, 129, 400])
 @pytest.mark.parametrize("pos", [0, 15, 126, 127, 128, 129, 383, 384, 600])
 def test_windows_at_the_edges_of_tiles(isa: str, pos: int, window: int | None) -> None:
@@ -265,6 +301,8 @@ def test_attention_refuses_what_does_not_fit() -> None:
         message = f"attention_f32: layer {layer}, positions {pos} to {pos + 3}, window {window} are not in a cache of 3"
         with pytest.raises(ValueError, match=message):
             attention_f32(q, cache, layer=layer, pos=pos, window=window)
+    with pytest.raises(ValueError, match="attention_f32: 3 sinks for 4 heads"):
+        attention_f32(q, cache, layer=0, pos=5, sinks=np.zeros(3, np.float32))
     with pytest.raises(ValueError, match=r"attention_f32: out must be a float32 array of shape \(3, 4, 8\)"):
         attention_f32(q, cache, layer=0, pos=5, out=np.zeros((3, 4, 7), np.float32))
     with pytest.raises(ValueError, match="attention_f32: out must be C-contiguous and writable"):

@@ -113,8 +113,9 @@ def use_model(monkeypatch):
     """A function that makes `woolly.load` return a model and note its arguments."""
 
     def use(model):
-        def load(path_or_name=None, *, n_ctx=None, n_threads=None):
+        def load(path_or_name=None, *, n_ctx=None, n_threads=None, quantize=None):
             model.loaded_with = (path_or_name, n_ctx, n_threads)
+            model.quantized_to = quantize
             return model
 
         monkeypatch.setattr(woolly, "load", load, raising=False)
@@ -157,9 +158,11 @@ def test_all_options_arrive(use_model):
     model = use_model(FakeModel())
     options = (
         "-n 32 --temperature 0 --top-k 5 --top-p 0.5 --min-p 0.1 --repeat-penalty 1.1 --seed 7 --threads 3 --ctx 99"
+        " --quantize q8_0"
     )
     assert cli.main(["run", "smollm2", "--prompt", "x", *options.split()]) == 0
     assert model.loaded_with == ("smollm2", 99, 3)
+    assert model.quantized_to == "q8_0"
     sampling = {"temperature": 0, "top_k": 5, "top_p": 0.5, "min_p": 0.1, "repeat_penalty": 1.1, "seed": 7}
     assert model.calls[0][2] == {"max_tokens": 32, **sampling}
 
@@ -520,6 +523,7 @@ def fake_tensor(name, shape, format_name, n_bytes):
 
 class FakeGGUFFile:
     version = 3
+    n_bytes = 1234
     metadata = {  # noqa: RUF012
         "general.architecture": "llama",
         "general.name": "evil\x1b[2J [bold]name",
@@ -551,7 +555,8 @@ class FakeGGUFFile:
 
 @pytest.fixture
 def fake_file(monkeypatch, tmp_path):
-    monkeypatch.setitem(sys.modules, "woolly.gguf_file", types.SimpleNamespace(GGUFFile=FakeGGUFFile))
+    fake = types.SimpleNamespace(open_checkpoint=FakeGGUFFile.open)
+    monkeypatch.setitem(sys.modules, "woolly.convert.opening", fake)
     path = tmp_path / "m.gguf"
     path.write_bytes(b"x" * 1234)
     return path

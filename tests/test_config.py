@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from woolly.config import ModelConfig, RopeScaling
+from woolly.config import ExpertConfig, ModelConfig, RopeScaling
 from woolly.errors import GGUFError, UnsupportedModelError
 from woolly.metadata import Entry, Metadata, StringArray
 from woolly.models import ARCHITECTURES, architecture, gguf_config, llama
@@ -25,6 +25,9 @@ GOOD: dict[str, Any] = {
 }
 
 
+MIXTURES = ("qwen3moe", "gpt-oss")  # which are nothing without experts
+
+
 def spelt(arch: str, key: str) -> str:
     """The key as the architecture has it: LayerNorms have another epsilon."""
     return key.replace("layer_norm_rms_epsilon", "layer_norm_epsilon") if arch == "starcoder2" else key
@@ -33,6 +36,7 @@ def spelt(arch: str, key: str) -> str:
 def metadata(arch: str, **changes: Any) -> Metadata:
     """A valid configuration with some values changed, or taken out where None; `__` stands for a dot."""
     values = {"general.architecture": arch, **{f"{arch}.{spelt(arch, key)}": value for key, value in GOOD.items()}}
+    values |= {f"{arch}.expert_count": 8, f"{arch}.expert_used_count": 2} if arch in MIXTURES else {}
     values |= {f"{arch}.{key.replace('__', '.')}": value for key, value in changes.items()}
     return Metadata("x.gguf", {k: Entry(v, type(v).__name__, 8) for k, v in values.items() if v is not None})
 
@@ -197,13 +201,45 @@ def test_keys_of_other_arithmetic_are_refused(key: str) -> None:
 
 
 def test_models_of_other_shapes_are_refused() -> None:
-    with pytest.raises(UnsupportedModelError, match=r"llama\.expert_count: mixtures of experts are not supported yet"):
-        llama.read_config(metadata("llama", expert_count=8))
     with pytest.raises(UnsupportedModelError, match=r"rope\.scaling\.finetuned: models without RoPE are not supported"):
         read("granite", rope__scaling__finetuned=False)
     message = f"architecture 'mamba' is not supported; those that are: {', '.join(ARCHITECTURES)}"
     with pytest.raises(UnsupportedModelError, match=message):
         architecture("mamba")
+
+
+def test_experts() -> None:
+    assert read().experts is read(expert_count=0, expert_used_count=0).experts is None
+    assert read(expert_count=8, expert_used_count=2).experts == ExpertConfig(8, 2, 128, "softmax", True, 1.0)
+    given = {"expert_feed_forward_length": 96, "expert_weights_norm": False, "expert_weights_scale": 2.5}
+    assert read("qwen3moe", **given).experts == ExpertConfig(8, 2, 96, "softmax", False, 2.5)
+    assert read("gpt-oss").experts == ExpertConfig(8, 2, 128, "softmax_chosen", False, 1.0)
+    for func, gating, normalise in ((0, "softmax", True), (1, "softmax", True), (3, "softmax_chosen", False)):
+        assert read("qwen3moe", expert_gating_func=func).experts == ExpertConfig(8, 2, 128, gating, normalise)
+    assert read("gpt-oss", expert_gating_func=1).experts == ExpertConfig(8, 2, 128, "softmax", True)
+
+
+def test_experts_that_do_not_fit_are_refused() -> None:
+    for key, bad, least, most in (
+        ("expert_count", (-1, 5000), 0, 4096),
+        ("expert_used_count", (0, -1, 9), 1, 8),
+        ("expert_feed_forward_length", (0, 2**25), 1, 2**24),
+    ):
+        for value in bad:
+            message = rf"llama\.{key}: expected an integer of {least} to {most}, got {value}"
+            with pytest.raises(GGUFError, match=message):
+                read(**{"expert_count": 8, "expert_used_count": 2, key: value})
+    with pytest.raises(GGUFError, match=r"expert_weights_scale: expected a number above 0 and at most 1e\+06, got nan"):
+        read("qwen3moe", expert_weights_scale=math.nan)
+    for arch in MIXTURES:
+        with pytest.raises(GGUFError, match=rf"{arch}\.expert_count: expected an integer of 1 to 4096, got 0"):
+            read(arch, expert_count=0)
+    message = r"expert_gating_func: 2 is not supported; those that are: 1 \(softmax\), 3 \(softmax_chosen\)"
+    with pytest.raises(UnsupportedModelError, match=message):
+        read("qwen3moe", expert_gating_func=2)
+    for key in ("expert_shared_count", "expert_group_count", "leading_dense_block_count", "moe_every_n_layers"):
+        with pytest.raises(UnsupportedModelError, match=f"{key}: 3 is not supported for this architecture"):
+            read("qwen3moe", **{key: 3})
 
 
 def test_granite() -> None:

@@ -25,7 +25,7 @@ from woolly.convert.config_json import JsonObject
 from woolly.convert.folder import ModelFolder
 from woolly.convert.recipes import RECIPES
 from woolly.convert.rope import rope_keys
-from woolly.errors import CheckpointError, UnsupportedFormatError, UnsupportedModelError
+from woolly.errors import CheckpointError, UnsupportedModelError, WoollyError
 from woolly.gguf_file import GGUFFile
 
 TOKENS = [int(t) for t in np.random.default_rng(0).integers(3, 270, 40)]
@@ -134,17 +134,29 @@ def test_odd_addresses_are_read(tmp_path: Path) -> None:
     assert logits(folder).tobytes() == expected.tobytes()
 
 
-@pytest.mark.parametrize("name", ["q8_0", "q4_0", "q4_1", "q5_0", "bf16", "f16"])
+@pytest.mark.parametrize("name", ["q8_0", "q4_0", "q5_1", "q4_k_m", "Q6_K", "iq4_xs", "q2_k", "bf16", "f16"])
 def test_quantising_while_loading(tmp_path: Path, name: str) -> None:
-    folder = folder_from_gguf(write_tiny_llama(tmp_path / "tiny.gguf", tied=False), tmp_path / "folder")
-    made = write_tiny_llama(tmp_path / "made.gguf", tied=False, dtype=name)  # of the same random numbers
-    assert logits(folder, quantize=name).tobytes() == logits(made).tobytes()
-    assert logits(tmp_path / "tiny.gguf", quantize=name).tobytes() == logits(made).tobytes()
+    shape = {"hidden": 256, "head_dim": 64, "intermediate": 256}
+    gguf = write_tiny_llama(tmp_path / "tiny.gguf", tied=False, **shape)
+    folder = folder_from_gguf(gguf, tmp_path / "folder")
+    assert cli.main(["quantize", str(gguf), str(tmp_path / "made.gguf"), name]) == 0
+    expected = logits(tmp_path / "made.gguf").tobytes()
+    assert logits(folder, quantize=name).tobytes() == expected
+    assert logits(gguf, quantize=name).tobytes() == expected
+    assert cli.main(["convert", str(folder), str(tmp_path / "converted.gguf"), "--dtype", name]) == 0
+    assert logits(tmp_path / "converted.gguf").tobytes() == expected
 
 
-def test_formats_that_cannot_be_made_are_refused(llama: tuple[Path, Path]) -> None:
-    with pytest.raises(UnsupportedFormatError, match=r"expected a format of f32, .*, got 'q9'"):
+def test_what_cannot_be_quantised_is_refused(llama: tuple[Path, Path]) -> None:
+    with pytest.raises(WoollyError, match="type 'q9' is unknown; expected one of f32, f16"):
         woolly.load(llama[1], quantize="q9")
+    path = llama[1] / "model.safetensors"
+    raw = bytearray(path.read_bytes())
+    raw[-64 * 4 - 4 : -64 * 4] = np.float32(np.nan).tobytes()
+    raw[-4:] = np.float32(np.nan).tobytes()
+    path.write_bytes(raw)
+    with pytest.raises(WoollyError, match=r"tensor '.*\.weight', rows from 0: weight nan in row"):
+        woolly.load(llama[1], quantize="q8_0")
 
 
 def test_inspect_shows_a_folder(llama: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:

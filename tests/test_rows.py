@@ -251,7 +251,7 @@ def test_caps_that_are_not_above_zero_are_refused(cap: float) -> None:
 
 # Gated activations
 
-ACTIVATIONS = {"silu": reference.swiglu, "gelu_tanh": reference.geglu}
+ACTIVATIONS = {"silu": reference.swiglu, "gelu_tanh": reference.geglu, "swiglu_clamped": reference.swiglu_clamped}
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
@@ -261,10 +261,13 @@ def test_glu(isa: str, activation: str, gate: np.ndarray, seed: int) -> None:
     expected = ACTIVATIONS[activation](gate, up)
     # exp, 1 + exp, quotient, product; GELU's exponent comes from six roundings more, which exp makes relative to 1
     x = np.abs(gate.astype(np.float64))
-    exponent = np.minimum(1.6 * (x + 0.0447 * x**3), 90) if activation == "gelu_tanh" else 0
+    exponent = {"silu": 0, "gelu_tanh": 1.6 * (x + 0.0447 * x**3), "swiglu_clamped": 1.702 * x}[activation]
+    exponent = np.minimum(exponent, 90)
     bound = (10 + 6 * exponent) * U * np.abs(expected)
     # exp stays at 2.2e38 above 88.3: beyond, a gate that should vanish leaves 1e-38 of itself
-    assert_within(glu_f32(gate, up, activation=activation), expected, bound + 1e-38 * (1 + x * np.abs(up)) + SUBNORMAL)
+    assert_within(
+        glu_f32(gate, up, activation=activation), expected, bound + 1e-38 * (1 + x * (1 + np.abs(up))) + SUBNORMAL
+    )
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)
@@ -275,7 +278,7 @@ def test_glu_same_bits(activation: str, gate: np.ndarray, seed: int) -> None:
 
 
 def test_glu_refuses_what_does_not_fit() -> None:
-    with pytest.raises(ValueError, match="glu_f32: unknown activation 'relu', known: silu, gelu_tanh"):
+    with pytest.raises(ValueError, match="glu_f32: unknown activation 'relu', known: silu, gelu_tanh, swiglu_clamped"):
         glu_f32(matrix(), matrix(), activation="relu")
     with pytest.raises(ValueError, match=r"glu_f32: gate is \(5, 33\), up is \(5, 34\)"):
         glu_f32(matrix(), matrix(5, 34), activation="silu")

@@ -12,8 +12,9 @@ import pytest
 from make_folder import added_token, byte_level_tokenizer, write_json
 from tokenizers import Tokenizer as Oracle
 
+from woolly.convert.chat_templates import read_chat_templates
 from woolly.convert.config_json import JsonObject
-from woolly.convert.tokenizer_json import find_name, read_chat_template, read_tokenizer
+from woolly.convert.tokenizer_json import find_name, read_tokenizer
 from woolly.errors import CheckpointError, UnsupportedModelError
 from woolly.pretokenizers import PRE_TOKENIZERS
 from woolly.tokenizer import Tokenizer
@@ -314,12 +315,21 @@ def test_a_folder_without_tokenizer_json(tmp_path: Path) -> None:
 
 def test_chat_templates(tmp_path: Path) -> None:
     def template_of(**settings: Any) -> str | None:
-        return read_chat_template(tmp_path, JsonObject("tokenizer_config.json", settings))
+        return keys_of(**settings)["tokenizer.chat_template"]
+
+    def keys_of(**settings: Any) -> dict[str, Any]:
+        return read_chat_templates(tmp_path, JsonObject("tokenizer_config.json", settings))
 
     assert template_of() is None
     assert template_of(chat_template="x") == "x"
     named = [{"name": "tool_use", "template": "t"}, {"name": "default", "template": "d"}]
-    assert template_of(chat_template=named) == "d"
+    assert keys_of(chat_template=named) == {
+        "tokenizer.chat_template": "d",
+        "tokenizer.chat_templates": ["tool_use"],
+        "tokenizer.chat_template.tool_use": "t",
+    }
+    with pytest.raises(CheckpointError, match=r"chat_template\[0\]\.template: expected a string, it is missing"):
+        template_of(chat_template=[{"name": "x"}])
     with pytest.raises(CheckpointError, match="chat_template: expected a string, got 3"):
         template_of(chat_template=3)
     (tmp_path / "chat_template.jinja").write_text("file é", encoding="utf-8")

@@ -163,8 +163,8 @@ def test_trouble_leaves_nothing(folder: Path, tmp_path: Path, monkeypatch: pytes
             with pytest.raises(WoollyError, match=r"bytes do not fit on the disk, which has 4,096 free"):
                 writing.write_gguf(source, out)
         assert left(tmp_path) == []
-        with pytest.raises(UnsupportedFormatError, match=r"expected a format of f32, .* got 'q9'"):
-            writing.write_gguf(source, out, format="q9")
+        with pytest.raises(WoollyError, match="type 'q9' is unknown; expected one of f32"):
+            writing.write_gguf(source, out, type="q9")
         with pytest.raises(FileNotFoundError):
             writing.write_gguf(source, tmp_path / "nowhere" / "out.gguf")
 
@@ -196,13 +196,14 @@ def test_what_a_killed_process_left_is_removed(folder: Path, tmp_path: Path) -> 
 
 def test_progress_counts_all_bytes(folder: Path, tmp_path: Path) -> None:
     for name, writes, options in (
-        ("a.gguf", writing.write_gguf, {"format": "q8_0"}),
+        ("a.gguf", writing.write_gguf, {"type": "q8_0"}),
         ("a.safetensors", writing.write_safetensors, {"format": "f16"}),
     ):
+        counts = writing.bytes_of_gguf if name.endswith("f") else writing.bytes_of_safetensors
         seen: list[int] = []
         with open_checkpoint(folder) as source:
             writes(source, tmp_path / name, **options, show_bytes=seen.append)
-            total = writing.written_bytes(source, options["format"], dequantizes=name.endswith("s"))
+            total = counts(source, *options.values())
         assert seen == sorted(seen)
         assert seen[-1] == total
 

@@ -117,9 +117,7 @@ def _add_run(commands: Any) -> argparse.ArgumentParser:
     engine = parser.add_argument_group("engine")
     engine.add_argument("--threads", metavar="N", type=_at_least_1, help="default: the cores that may be used")
     engine.add_argument("--ctx", metavar="N", type=_at_least_1, help="context in tokens; default: the model's choice")
-    engine.add_argument(
-        "--quantize", metavar="FORMAT", help="of a model in floats: quantise it while loading, to q8_0 …"
-    )
+    engine.add_argument("--quantize", metavar="TYPE", help="of a model in floats: quantise it while loading, to q8_0 …")
 
     generated = parser.add_argument_group("generated weights", "to measure with: the text is noise")
     generated.add_argument("--fast-fp32", action="store_true", help="generate a model of these sizes instead of MODEL")
@@ -197,9 +195,9 @@ def _add_convert(commands: Any) -> argparse.ArgumentParser:
     parser.add_argument("out", metavar="OUT.gguf", help="the file to write")
     parser.add_argument(
         "--dtype",
-        choices=("auto", "f32", "f16", "bf16", "q8_0"),
+        metavar="TYPE",
         default="auto",
-        help="of the matrices; default: auto, as they are",
+        help="of the matrices: f32, f16, bf16, q8_0 or another type of `woolly quantize`; default: auto, as they are",
     )
     _add_writing(parser)
     return parser

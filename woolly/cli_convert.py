@@ -18,11 +18,11 @@ def convert(args: argparse.Namespace) -> int:
     started, out = time.perf_counter(), Path(args.out)
     if out.suffix != ".gguf":
         raise WoollyError(f"{args.out}: expected the name of a GGUF file, OUT.gguf")
-    dtype = None if args.dtype == "auto" else args.dtype
+    kind = None if args.dtype == "auto" else args.dtype
     with open_checkpoint(hub.resolve(args.model)) as source:
-        total = writing.written_bytes(source, dtype)
+        total = writing.bytes_of_gguf(source, kind)
         with progress_bar(out.name, total) as show:
-            writing.write_gguf(source, out, format=dtype, force=args.force, n_threads=args.threads, show_bytes=show)
+            writing.write_gguf(source, out, type=kind, force=args.force, n_threads=args.threads, show_bytes=show)
     _say(out, total, started)
     return 0
 
@@ -33,7 +33,7 @@ def dequantize(args: argparse.Namespace) -> int:
     if out.suffix != SUFFIX:
         raise WoollyError(f"{args.out}: expected the name of a safetensors file, OUT{SUFFIX}")
     with open_checkpoint(hub.resolve(args.model)) as source:
-        total = writing.written_bytes(source, args.dtype, dequantizes=True)
+        total = writing.bytes_of_safetensors(source, args.dtype)
         with progress_bar(out.name, total) as show:
             writing.write_safetensors(
                 source, out, format=args.dtype, force=args.force, n_threads=args.threads, show_bytes=show

@@ -19,6 +19,8 @@ class RopeScaling:
         cos and sin are multiplied by it.
     beta_fast, beta_slow : float
         Turns within n_ctx_original that make a frequency fast, and slow.
+    rounded : bool
+        Whether the dimensions that they mark are rounded to whole ones.
     """
 
     kind: str = "none"
@@ -27,6 +29,33 @@ class RopeScaling:
     attention_factor: float = 1.0
     beta_fast: float = 32.0
     beta_slow: float = 1.0
+    rounded: bool = True
+
+
+@dataclass(frozen=True)
+class ExpertConfig:
+    """A mixture of experts: MLPs of which each token uses those that a router scores best.
+
+    Attributes
+    ----------
+    n_experts, n_used : int
+        In a layer, and by a token.
+    intermediate_size : int
+        Of one expert.
+    gating : str
+        Weights are a "softmax" over all scores, or "softmax_chosen" over the chosen ones.
+    normalise : bool
+        Whether a token's weights are divided by their sum.
+    scale : float
+        Weights are multiplied by it.
+    """
+
+    n_experts: int
+    n_used: int
+    intermediate_size: int
+    gating: str = "softmax"
+    normalise: bool = True
+    scale: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -68,6 +97,8 @@ class ModelConfig:
         Every so many layers one does not slide, where the architecture does not say which; 0 where it does.
     rope_theta_local : float or None
         The base on layers that slide, where it differs.
+    experts : ExpertConfig or None
+        What stands in place of each layer's MLP, where that is a mixture.
     """
 
     architecture: str
@@ -96,3 +127,4 @@ class ModelConfig:
     sliding_window: int = 0
     global_every: int = 0
     rope_theta_local: float | None = None
+    experts: ExpertConfig | None = None

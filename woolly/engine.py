@@ -244,10 +244,10 @@ class _Watch(dict[str, Any]):
 
     def __setitem__(self, name: str, rows: NDArray[np.float32]) -> None:
         if not _is_finite(rows):
-            row, column = (int(i) for i in np.argwhere(~np.isfinite(rows))[0])
+            place = tuple(int(i) for i in np.argwhere(~np.isfinite(rows))[0])  # of experts: token, slot, column
             raise NonFiniteError(
-                f"logits are not finite: the first number that is not is {rows[row, column]} in the output of "
-                f"{name!r}, row {row}, column {column}"
+                f"logits are not finite: the first number that is not is {rows[place]} in the output of "
+                f"{name!r}, row {place[0]}, column {place[-1]}"
             )
 
 

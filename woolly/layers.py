@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from woolly._kernels import PackedMatrix, Program
-from woolly.config import ModelConfig, RopeScaling
+from woolly.config import ExpertConfig, ModelConfig, RopeScaling
 from woolly.errors import GGUFError
 from woolly.weights import Weights
 
@@ -75,15 +75,17 @@ class RopeTable:
 def yarn_ramp(n_rot: int, theta: float, scaling: RopeScaling) -> NDArray[np.float64]:
     """How slow each frequency is, float64 (n_rot / 2,): 0 where it is kept, 1 where it is divided by the factor.
 
-    Peng et al. 2023, arXiv:2309.00071, section 3.2; both ends are rounded outwards to whole dimensions.
+    Peng et al. 2023, arXiv:2309.00071, section 3.2; where the ends are rounded, then outwards to whole dimensions.
     """
 
     def dimension(turns: float) -> float:
         """Where a frequency makes so many turns within the original context."""
         return n_rot * math.log(scaling.n_ctx_original / (turns * 2 * math.pi)) / (2 * math.log(theta))
 
-    first = max(math.floor(dimension(scaling.beta_fast)), 0)
-    last = min(math.ceil(dimension(scaling.beta_slow)), n_rot - 1)
+    first, last = dimension(scaling.beta_fast), dimension(scaling.beta_slow)
+    if scaling.rounded:
+        first, last = math.floor(first), math.ceil(last)
+    first, last = max(first, 0), min(last, n_rot - 1)
     return np.clip((np.arange(n_rot // 2) - first) / max(0.001, last - first), 0, 1)
 
 
@@ -131,14 +133,23 @@ def block(
     qk_norm: str = "",
     pre_norm: bool = True,
     post_norm: bool = False,
+    sinks: bool = False,
+    mlp_norm: str = "ffn_norm",
 ) -> None:
-    """x += post(Wo attention(pre(x))); x += post(Wdown mlp(pre(x))), where pre and post are norms, or nothing."""
+    """x += post(Wo attention(pre(x))); x += post(Wdown mlp(pre(x))), where pre and post are norms, or nothing.
+
+    Where the model has experts, they stand in place of the MLP. mlp_norm is the name of the norm before either.
+    """
     blk = f"blk.{layer}."
     post = (blk + "post_attention_norm", blk + "post_ffw_norm") if post_norm else (None, None)
     h = norm(p, "h", x, config, weights, blk + "attn_norm") if pre_norm else x
-    heads = attention(p, h, config, weights, layer, rope=rope, window=window, qk_norm=qk_norm)
+    heads = attention(p, h, config, weights, layer, rope=rope, window=window, qk_norm=qk_norm, sinks=sinks)
     add_output(p, x, heads, config, weights, blk + "attn_output", blk + "attn", post[0])
-    h = norm(p, "h", x, config, weights, blk + "ffn_norm") if pre_norm else x
+    h = norm(p, "h", x, config, weights, blk + mlp_norm) if pre_norm else x
+    if config.experts is not None:
+        assert not post_norm
+        add_experts(p, x, h, config, weights, layer)
+        return
     hidden = mlp(p, h, config, weights, layer)
     add_output(p, x, hidden, config, weights, blk + "ffn_down", blk + "ffn", post[1])
 
@@ -153,10 +164,12 @@ def attention(
     rope: RopeTable | None,
     window: int = 0,
     qk_norm: str = "",
+    sinks: bool = False,
 ) -> str:
     """Grouped-query attention up to its output projection: softmax(scale * q k) v, heads side by side in "heads".
 
     qk_norm : q and k are normalised by "head", over the whole "width", or "" not at all.
+    sinks : each head has a score that takes part in its softmax with no value.
     """
     blk, name = f"blk.{layer}.", f"blk.{layer}.attn_"
     sizes = {"q": config.n_heads * config.head_dim}
@@ -196,6 +209,7 @@ def attention(
         n_heads=config.n_heads,
         window=window,
         softcap=config.attention_softcap,
+        sinks=weights.vector(f"{name}sinks.weight", config.n_heads) if sinks else None,
         name=name + "heads",
     )
 
@@ -215,6 +229,43 @@ def mlp(p: Program, h: str, config: ModelConfig, weights: Weights, layer: int) -
     add_bias(p, "gate", weights, blk + "ffn_gate")
     add_bias(p, "up", weights, blk + "ffn_up")
     return p.glu("gate", "gate", "up", activation=config.activation, name=blk + "ffn_glu")
+
+
+def add_experts(p: Program, x: str, h: str, config: ModelConfig, weights: Weights, layer: int) -> None:
+    """x += sum over a token's best experts e of weight[e] (Wdown[e] (activation(Wgate[e] h) * Wup[e] h))."""
+    experts, blk = config.experts, f"blk.{layer}.ffn_"
+    assert experts is not None
+    router = weights.matrix(blk + "gate_inp.weight", (experts.n_experts, config.hidden_size))
+    p.matmul(["scores"], h, [router], name=blk + "scores")
+    add_bias(p, "scores", weights, blk + "gate_inp")
+    p.route(
+        "route",
+        "scores",
+        n_used=experts.n_used,
+        gating=experts.gating,
+        normalise=experts.normalise,
+        scale=experts.scale,
+        name=blk + "route",
+    )
+    inner = {"expert_gate": blk + "gate_exps", "expert_up": blk + "up_exps"}
+    multiply_experts(p, inner, h, experts, weights, experts.intermediate_size, blk + "gate_up")
+    p.glu("expert_gate", "expert_gate", "expert_up", activation=config.activation, name=blk + "glu")
+    outer = {"expert_out": blk + "down_exps"}
+    multiply_experts(p, outer, "expert_gate", experts, weights, config.hidden_size, blk + "down")
+    p.combine(x, "expert_out", route="route", name=blk + "residual")
+
+
+def multiply_experts(
+    p: Program, tensors: dict[str, str], x: str, experts: ExpertConfig, weights: Weights, n_rows: int, name: str
+) -> None:
+    """out = W[e] x (+ b[e]) of each token's experts e, for each output and its tensor."""
+    shape = (experts.n_experts, n_rows, p.width(x))
+    matrices = [weights.experts(f"{tensor}.weight", shape) for tensor in tensors.values()]
+    biases = [
+        weights.table(f"{tensor}.bias", shape[:2]) if f"{tensor}.bias" in weights else None
+        for tensor in tensors.values()
+    ]
+    p.expert_matmul(list(tensors), x, matrices, route="route", biases=biases, name=name)
 
 
 def add_output(

@@ -97,8 +97,7 @@ def load_folder(
     path : path
         The folder holds config.json, tokenizer.json and the weights as safetensors files, in one or in shards.
     quantize : str, optional
-        A format such as "q8_0": matrices of floats are quantised to it as they are read. Those whose rows are no whole
-        blocks of it stay as they are, as do norms, biases and the router of experts.
+        A type of `woolly quantize`, such as "q8_0" or "q4_k_m": matrices of floats are quantised as they are read.
 
     Other parameters and errors are those of `load_gguf`; what is wrong with a folder's files raises CheckpointError.
 

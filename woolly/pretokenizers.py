@@ -33,9 +33,6 @@ class PreTokenizer:
         with spaces written ▁ and unknown characters as <0xXX> tokens.
     newline_runs
         A run of line feeds that is in the vocabulary is one token: Gemma 4 has no merges for them.
-    threes
-        A regular expression of Python's `re` for what is cut into threes counted from its end, after the first pattern
-        has cut: 1234567 becomes 1 234 567. {N} in it stands for all characters of the category N, numbers.
     """
 
     patterns: tuple[str, ...]
@@ -43,20 +40,32 @@ class PreTokenizer:
     add_bos: bool = False
     byte_level: bool = True
     newline_runs: bool = False
-    threes: str | None = None
 
     def compile(self) -> pre_tokenizers.PreTokenizer:
         """Build the cutter: its `pre_tokenize_str(text)` lists (piece, (start, end)) and loses no character."""
-        steps = [pre_tokenizers.Split(Regex(p), "isolated") for p in self.patterns]
-        if self.threes is not None:
-            numbers = _numbers() if "{N}" in self.threes else ""
-            threes = _ThreesFromEnd(re.compile(self.threes.replace("{N}", numbers)))
-            steps.insert(1, pre_tokenizers.PreTokenizer.custom(threes))
+        steps = []
+        for pattern in self.patterns:
+            pattern, runs = _IN_THREES.get(pattern, (pattern, None))
+            if pattern is not None:
+                steps.append(pre_tokenizers.Split(Regex(pattern), "isolated"))
+            if runs is not None:
+                runs = runs.replace("{N}", _numbers() if "{N}" in runs else "")
+                steps.append(pre_tokenizers.PreTokenizer.custom(_ThreesFromEnd(re.compile(runs))))
         return pre_tokenizers.Sequence(steps)
 
 
+# Patterns that cut numbers into threes counted from the end (1 234 567) look ahead to the end at every digit, which
+# takes quadratic time. They run as another pattern that isolates the number, where one does, and as an expression of
+# Python's `re` for the runs that are then cut; {N} in it stands for all characters of the category N.
+_IN_THREES: dict[str, tuple[str | None, str]] = {
+    r"\p{N}{1,3}(?=(?:\p{N}{3})*(?!\p{N}))": (r"\p{N}+", r"\A{N}+\Z"),
+    r"\d{1,3}(?=(?:\d{3})*\b)": (r"(?<!\d)\d++\b", r"\A\d+\Z"),
+    r"(?=(\d{3})+(?!\d))": (None, r"\d+"),
+}
+
+
 class _ThreesFromEnd:
-    """Cuts runs into threes from their end. A pattern that looks ahead to each run's end takes quadratic time."""
+    """Cuts runs into threes from their end."""
 
     def __init__(self, runs: re.Pattern[str]) -> None:
         self._runs = runs
@@ -186,7 +195,7 @@ _ROWS: tuple[tuple[str, PreTokenizer], ...] = (
     ("tekken", PreTokenizer((_TEKKEN,), ignore_merges=True, add_bos=True)),
     ("gpt-4o llama4 kanana2 talkie minimax-m2 minimax", PreTokenizer((_GPT4O,))),
     ("granite-embed-multi-97m", PreTokenizer((_GPT4O,), ignore_merges=True)),
-    ("tiny_aya cohere2moe", PreTokenizer((r"(?<!\d)\d++\b", _GPT4O), threes=r"\A\d+\Z")),
+    ("tiny_aya cohere2moe", PreTokenizer((r"\d{1,3}(?=(?:\d{3})*\b)", _GPT4O))),
     ("kimi-k2", PreTokenizer((_KIMI,))),
     ("youtu", PreTokenizer((_YOUTU_SCRIPTS, _YOUTU), ignore_merges=True)),
     ("deepseek-v3 hunyuan-dense joyai-llm hy_v4", PreTokenizer((r"\p{N}{1,3}", _CJK, _DEEPSEEK_V3))),
@@ -196,7 +205,7 @@ _ROWS: tuple[tuple[str, PreTokenizer], ...] = (
             (r"\p{N}{1,3}", _CJK, rf"{_DEEPSEEK_WORDS}| ?[\p{{P}}\p{{S}}]+|[\r\n]|\s+(?!\S)|\s+", _DIGIT),
         ),
     ),
-    ("afmoe", PreTokenizer((r"\p{N}+", _AFMOE_SCRIPTS, _DEEPSEEK_V3), threes=r"\A{N}+\Z")),
+    ("afmoe", PreTokenizer((r"\p{N}{1,3}(?=(?:\p{N}{3})*(?!\p{N}))", _AFMOE_SCRIPTS, _DEEPSEEK_V3))),
     (
         "deepseek-llm",
         PreTokenizer(
@@ -209,7 +218,7 @@ _ROWS: tuple[tuple[str, PreTokenizer], ...] = (
     ("viking", PreTokenizer((_BLOOM, _DIGIT))),
     ("bailingmoe bailingmoe2 llada-moe", PreTokenizer((_BAILING,))),
     ("exaone-moe", PreTokenizer((_EXAONE_MOE,))),
-    ("superbpe", PreTokenizer((r"\p{N}+",), threes=r"\d+")),
+    ("superbpe", PreTokenizer((r"\p{N}+", r"(?=(\d{3})+(?!\d))"))),
     (
         "chameleon",
         PreTokenizer(

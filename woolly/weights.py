@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from woolly._kernels import PackedMatrix, dequantize, kernel_formats
+from woolly._kernels import PackedExperts, PackedMatrix, dequantize, kernel_formats
 from woolly.checkpoint import Checkpoint
 from woolly.errors import GGUFError, UnsupportedFormatError
 from woolly.gguf_file import TensorInfo
@@ -83,10 +83,39 @@ class Weights:
         self._file.release(name)
         return parts
 
+    def experts(self, name: str, shape: tuple[int, int, int], /) -> PackedExperts:
+        """The matrices of all experts in the tensor `name`, (n_experts, n_rows, n_cols). Raises as `matrix` does.
+
+        Files of 2023 have a tensor an expert, which must be of one format: ffn_up.0, ffn_up.1 … for ffn_up_exps.
+        """
+        names = [name.replace("_exps", f".{expert}") for expert in range(shape[0])]
+        if name in self or names[0] not in self:
+            names = [name]
+        found = {self._checked(each, shape if each == name else shape[1:]).format.name for each in names}
+        if len(found) > 1:
+            formats = " and ".join(sorted(found))
+            raise UnsupportedFormatError(
+                f"{self._file.path}: experts of {name!r} are stored as {formats}, not as one format"
+            )
+        stored = [self._file.tensor_bytes(each) for each in names]
+        rows = (stored[0] if len(names) == 1 else np.concatenate(stored)).reshape(*shape[:2], -1)
+        packed = PackedExperts(*shape, found.pop()).pack(rows, n_threads=self._n_threads)
+        for each in names:
+            self._file.release(each)
+        self.nbytes += packed.nbytes
+        return packed
+
     def vector(self, name: str, n: int, /) -> NDArray[np.float32]:
         """The vector `name` as float32, (n,). Raises as `matrix` does."""
-        info = self._checked(name, (n,))
-        values = dequantize(self._file.tensor_bytes(name).reshape(1, -1), info.format.name)[0]
+        return self._values(name, (n,))
+
+    def table(self, name: str, shape: tuple[int, int], /) -> NDArray[np.float32]:
+        """The tensor `name` as float32, (n_rows, n). Raises as `matrix` does."""
+        return self._values(name, shape)
+
+    def _values(self, name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
+        info = self._checked(name, shape)
+        values = dequantize(self._file.tensor_bytes(name).reshape(1, -1), info.format.name).reshape(shape)
         self.nbytes += values.nbytes
         return values
 

@@ -10,6 +10,7 @@ from woolly._kernels.dispatch import (
     set_isa,
     use_isa,
 )
+from woolly._kernels.experts import PackedExperts, route_experts
 from woolly._kernels.generate import GENERATED_FORMATS, generate, generate_all
 from woolly._kernels.matmul import PackedMatrix, aligned_empty, dequantize, matmul
 from woolly._kernels.program import Program, Stop
@@ -31,6 +32,7 @@ __all__ = [
     "GENERATED_FORMATS",
     "QUANTIZED_FORMATS",
     "KVCache",
+    "PackedExperts",
     "PackedMatrix",
     "Program",
     "Stop",
@@ -55,6 +57,7 @@ __all__ = [
     "quantize_rows",
     "rmsnorm_f32",
     "rope_f32",
+    "route_experts",
     "set_isa",
     "softcap_f32",
     "softmax_f32",

@@ -36,6 +36,7 @@ cdef struct AttentionJob:
     int64_t n_tiles
     bint split                     # one token: each tile is a task of its own, merged afterwards
     float *partial                 # split: (n_heads, n_tiles, padded + 2)
+    const float *sinks             # (n_heads,): scores of keys whose values are zero; NULL for none
 
 cdef void plan_job(AttentionJob *job, bint split) noexcept nogil
 cdef int64_t n_job_tasks(const AttentionJob *job) noexcept nogil

@@ -31,6 +31,7 @@ def attention_f32(
     pos: int,
     window: int = 0,
     softcap: float = 0.0,
+    sinks: NDArray[np.float32] | None = None,
     split: bool = False,
     out: NDArray[np.float32] | None = None,
     n_threads: int | None = None,

@@ -210,12 +210,17 @@ cdef void run_job_task(const woolly_kernels *kernels, const AttentionJob *job, i
         return
     for c in range(n_cols):
         t = t0 + c // n_rep
-        finish_column(kernels, job, acc + c * padded, total[c], t, q_head + c % n_rep)
+        finish_column(kernels, job, m + c, total + c, acc + c * padded, t, q_head + c % n_rep, rest)
 
 
-cdef void finish_column(const woolly_kernels *kernels, const AttentionJob *job, const float *acc, float total,
-                        int64_t t, int64_t q_head) noexcept nogil:
-    kernels.scale(acc, 1 / total, job.queries.head_dim, job.out + t * job.out_stride + q_head * job.queries.head_dim)
+cdef void finish_column(const woolly_kernels *kernels, const AttentionJob *job, float *m, float *total, float *acc,
+                        int64_t t, int64_t q_head, float *zeros) noexcept nogil:
+    """The sink comes last, as one more tile: a key of that score whose value is zero; zeros is scratch."""
+    cdef float one = 1
+    if job.sinks != NULL:
+        memset(zeros, 0, job.padded * sizeof(float))
+        kernels.attention_merge(1, job.padded, m, total, acc, job.sinks + q_head, &one, zeros)
+    kernels.scale(acc, 1 / total[0], job.queries.head_dim, job.out + t * job.out_stride + q_head * job.queries.head_dim)
 
 
 cdef int64_t n_merge_tasks(const AttentionJob *job) noexcept nogil:
@@ -236,11 +241,11 @@ cdef void run_merge_task(const woolly_kernels *kernels, const AttentionJob *job,
     for _tile in range(job.n_tiles):
         kernels.attention_merge(1, job.padded, m, total, acc, partial, partial + 1, partial + 2)
         partial += job.padded + 2
-    finish_column(kernels, job, acc, total[0], 0, head)
+    finish_column(kernels, job, m, total, acc, 0, head, acc + job.padded)
 
 
 def attention_f32(const float[:, :, ::1] q not None, KVCache cache not None, /, *, layer, pos, window=0, softcap=0.0,
-                  split=False, out=None, n_threads=None):
+                  const float[::1] sinks=None, split=False, out=None, n_threads=None):
     """Causal attention of consecutive tokens over a cache that holds their keys and values already.
 
     out[t, h] = softmax(q[t, h] . k) v over positions up to pos + t (and after pos + t - window, if there is a window).
@@ -258,6 +263,8 @@ def attention_f32(const float[:, :, ::1] q not None, KVCache cache not None, /, 
         Keys a token sees, itself included; 0 for all.
     softcap : float
         Scores become softcap * tanh(score / softcap); 0 for none.
+    sinks : float32, (n_heads,), optional
+        A score a head that takes part in its softmax with no value: exp(sinks[h]) joins the denominator.
     split : bool
         Make each tile of keys a task of its own when there is one token.
     out : float32, (n_tokens, n_heads, head_dim), optional
@@ -274,7 +281,8 @@ def attention_f32(const float[:, :, ::1] q not None, KVCache cache not None, /, 
 
     Notes
     -----
-    Accumulates in float32. Online softmax over tiles, Milakov and Gimelshein 2018, arXiv:1805.02867.
+    Accumulates in float32. Online softmax over tiles, Milakov and Gimelshein 2018, arXiv:1805.02867. Sinks: Xiao et
+    al. 2023, arXiv:2309.17453, as gpt-oss has them.
     """
     cdef int64_t n_tokens = q.shape[0], n_heads = q.shape[1]
     if q.shape[2] != cache.head_dim or n_heads < 1 or n_heads % cache.n_kv_heads:
@@ -283,6 +291,8 @@ def attention_f32(const float[:, :, ::1] q not None, KVCache cache not None, /, 
     if not 0 <= layer < cache.n_layers or pos < 0 or pos + n_tokens > cache.n_ctx or window < 0:
         raise ValueError(f"attention_f32: layer {layer}, positions {pos} to {pos + n_tokens}, window {window} are not "
                          f"in a cache of {cache.n_layers} layers and {cache.n_ctx} positions")
+    if sinks is not None and sinks.shape[0] != n_heads:
+        raise ValueError(f"attention_f32: {sinks.shape[0]} sinks for {n_heads} heads")
     out = check_out(out, (q.shape[0], q.shape[1], q.shape[2]), "attention_f32")
     if n_tokens == 0:
         return out
@@ -306,6 +316,7 @@ def attention_f32(const float[:, :, ::1] q not None, KVCache cache not None, /, 
     job.kv_type = cache.kv_type
     job.out = &y[0, 0, 0]
     job.out_stride = n_heads * cache.head_dim
+    job.sinks = &sinks[0] if sinks is not None else NULL
     plan_job(&job, split)
     cdef float[::1] partial = np.empty(n_heads * job.n_tiles * (cache.padded + 2) if job.split else 1, dtype=np.float32)
     job.partial = &partial[0]

@@ -13,6 +13,7 @@ cdef extern from "kernels.h" nogil:
         WOOLLY_KV_F32
         WOOLLY_ACT_SILU
         WOOLLY_ACT_GELU_TANH
+        WOOLLY_ACT_SWIGLU_CLAMPED
         WOOLLY_ROPE_NORM
         WOOLLY_ROPE_NEOX
 

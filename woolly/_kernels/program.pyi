@@ -4,6 +4,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from woolly._kernels.attention import KVCache
+from woolly._kernels.experts import PackedExperts
 from woolly._kernels.matmul import PackedMatrix
 
 class Stop:
@@ -19,7 +20,7 @@ class Program:
     names: list[str]
     part_names: list[str]
     def __init__(self, max_tokens: int, n_threads: int | None = None) -> None: ...
-    def buffer(self, name: str, width: int, /) -> str: ...
+    def buffer(self, name: str, width: int, /, *, pairs: int = 0) -> str: ...
     def width(self, name: str, /) -> int: ...
     def embed(self, out: str, table: PackedMatrix, /, *, factor: float = 1.0, name: str = "embd") -> str: ...
     def rmsnorm(
@@ -34,6 +35,30 @@ class Program:
     def matmul(
         self, outs: Sequence[str], x: str, matrices: Sequence[PackedMatrix], /, *, accumulate: bool = False, name: str
     ) -> str | list[str]: ...
+    def route(
+        self,
+        out: str,
+        scores: str,
+        /,
+        *,
+        n_used: int,
+        gating: str,
+        normalise: bool = True,
+        scale: float = 1.0,
+        name: str,
+    ) -> str: ...
+    def expert_matmul(
+        self,
+        outs: Sequence[str],
+        x: str,
+        experts: Sequence[PackedExperts],
+        /,
+        *,
+        route: str,
+        biases: Sequence[ArrayLike | None] | None = None,
+        name: str,
+    ) -> str | list[str]: ...
+    def combine(self, out: str, rows: str, /, *, route: str, name: str) -> str: ...
     def rope_store(
         self,
         q: str,
@@ -55,7 +80,17 @@ class Program:
         name: str,
     ) -> str: ...
     def attention(
-        self, out: str, q: str, /, *, layer: int, n_heads: int, window: int = 0, softcap: float = 0.0, name: str
+        self,
+        out: str,
+        q: str,
+        /,
+        *,
+        layer: int,
+        n_heads: int,
+        window: int = 0,
+        softcap: float = 0.0,
+        sinks: ArrayLike | None = None,
+        name: str,
     ) -> str: ...
     def select(self, out: str, x: str, /, *, name: str = "select") -> str: ...
     def scale(self, out: str, x: str, factor: float, /, *, name: str) -> str: ...

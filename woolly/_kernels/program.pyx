@@ -2,8 +2,9 @@
 
 A model records its operations once, with `Program`'s methods; a step then runs all of them for a ragged batch of
 sequences without returning to Python. Operations that work on one token at a time are run token by token with no
-barrier in between; matmuls are shared out by rows, attention by heads, tokens and tiles. There is this one path:
-capturing activations (`run(..., capture=...)`) runs the same operations with a stop after the wanted ones.
+barrier in between; matmuls are shared out by rows, attention by heads, tokens and tiles. Behind a router, what works on
+the pairs of tokens and their experts goes pair by pair, and matmuls expert by expert. There is this one path: capturing
+activations (`run(..., capture=...)`) runs the same operations with a stop after the wanted ones.
 """
 
 import threading
@@ -21,25 +22,26 @@ from woolly._kernels.attention cimport (
     AttentionJob, KVCache, job_scratch, n_job_tasks, n_merge_tasks, plan_job, run_job_task, run_merge_task,
 )
 from woolly._kernels.dispatch cimport active
+from woolly._kernels.experts cimport (
+    MAX_EXPERT_PARTS, ExpertJob, ExpertPart, ExpertPlan, PackedExperts, Routing, check_routing, combine_row, init_plan,
+    is_alone, next_task, plan_bytes, plan_experts, route_row, run_expert_tasks, woolly_tasks,
+)
 from woolly._kernels.kernels cimport (
     WOOLLY_BF16_LEAST_COLS, woolly_bf16_bytes, woolly_kernels, woolly_kv_head, woolly_matmul_args, woolly_q16_stride,
 )
 from woolly._kernels.matmul cimport MatrixView, PackedMatrix, matrix_row
 
 from woolly._kernels.matmul import aligned_empty
-from woolly._kernels.rows import ACTIVATIONS, ROPE_PAIRINGS
+from woolly._kernels.rows import ACTIVATIONS, GATED_ACTIVATIONS, ROPE_PAIRINGS
 from woolly._kernels.threads import check_threads, forks, usable_threads
 from woolly.errors import CancelledError, WoollyError
 
 cdef extern from "team.h" nogil:
     ctypedef struct woolly_team:
         pass
-    ctypedef struct woolly_tasks:
-        int64_t next
     bint team_arrive(woolly_team *team, int n_threads)
     void team_release(woolly_team *team)
     void team_barrier(woolly_team *team, int n_threads)
-    int64_t next_task(woolly_tasks *tasks)
 
 cdef extern from * nogil:
     """
@@ -65,8 +67,14 @@ cdef enum:
     BIAS
     ACTIVATE
     SOFTCAP
+    ROUTE
+    GATHER
+    EXPERT_BIAS
+    COMBINE
     MATMUL
     ATTENTION
+    PLAN
+    EXPERT_MATMUL
 
 cdef enum:
     COLUMN_STEP = 48                # a multiple of every tile's columns
@@ -90,15 +98,17 @@ cdef enum:
     CLOSED
 
 cdef struct Buffer:
-    float *data                # (max_tokens, stride), of which width are used
+    float *data                # (max_tokens, stride), of which width are used; rows a pair: max_tokens * pairs
     int64_t width
     int64_t stride
+    int64_t pairs              # of a token with its experts, each with a row here; 0: one row a token
     uint8_t *q16                # records of quantised activations, NULL where no matmul wants them
     int64_t q16_stride
-    uint16_t *bf16              # the same for tiles of bf16
+    uint16_t *bf16              # the same for tiles of bf16; NULL for rows of pairs
 
 cdef struct Part:
     MatrixView m
+    const MatrixView *each     # the matrices of all experts, where those are multiplied
     int out
 
 cdef struct Op:
@@ -113,6 +123,9 @@ cdef struct Op:
     int activation
     int pairing
     int n_parts
+    int64_t pairs              # of a token, where it works on those
+    ExpertPlan *plan           # of the pairs that a row or matmul is about
+    bint gather_floats         # as float32, not only quantised
     int64_t layer
     int64_t n_heads
     int64_t n_kv_heads
@@ -233,6 +246,7 @@ cdef class Program:
     cdef dict _buffers                # name -> index
     cdef list _alive                  # everything whose memory an operation points to
     cdef dict _writer                 # buffer name -> index of the last operation that wrote it
+    cdef dict _plans                  # buffer name of routes -> address of their ExpertPlan
     cdef Buffer *_buf
     cdef Op *_ops
     cdef Stage *_stages
@@ -258,6 +272,7 @@ cdef class Program:
             raise MemoryError
         self.part_names, self._parts_of = [], {}
         self.names, self._out_of, self._alive, self._buffers, self._writer = [], [], [], {}, {}
+        self._plans = {}
         self._lock = threading.Lock()
         self._n_forks = forks()
         self._max_positions = 2**31 - 1
@@ -270,21 +285,27 @@ cdef class Program:
 
     # Recording
 
-    def buffer(self, name, width, /):
-        """A float32 buffer (max_tokens, width); one name is one buffer, whoever asks."""
+    def buffer(self, name, width, /, *, pairs=0):
+        """A float32 buffer (max_tokens, width); one name is one buffer, whoever asks.
+
+        pairs : of a token with its experts, each with a row; 0 for one row a token.
+        """
         index = self._buffers.get(name)
         if index is not None:
             if self._buf[index].width != width:
                 raise ValueError(f"buffer {name!r} has width {self._buf[index].width}, not {width}")
+            if self._buf[index].pairs != pairs:
+                raise ValueError(f"buffer {name!r} has rows for {self._buf[index].pairs} pairs a token, not {pairs}")
             return name
         index = self._n_bufs
         self._need(index)
         # rows 4096 bytes apart would share one L1 set
         stride = width + 16 if width * 4 % 4096 == 0 else width
-        memory = self._memory(self.max_tokens * stride * 4)
+        memory = self._memory(self.max_tokens * max(1, pairs) * stride * 4)
         self._buf[index].data = <float *><size_t>memory.ctypes.data
         self._buf[index].width = width
         self._buf[index].stride = stride
+        self._buf[index].pairs = pairs
         self._buffers[name] = index
         self._n_bufs += 1
         return name
@@ -309,6 +330,7 @@ cdef class Program:
         op.kind = kind
         op.outputs_only = self._outputs_only
         op.out = self._buffers[out] if out in self._buffers else LOGITS
+        op.pairs = self._buf[op.out].pairs if op.out != LOGITS else 0
         self.names.append(name)
         self._out_of.append(out)
         if out:
@@ -317,7 +339,8 @@ cdef class Program:
         cdef Stage *stage = &self._stages[self._n_stages - 1] if self._n_stages else NULL
         cdef bint by_row = kind < MATMUL
         if by_row and stage != NULL and self._ops[stage.begin].kind < MATMUL and \
-                self._ops[stage.begin].outputs_only == op.outputs_only:
+                self._ops[stage.begin].outputs_only == op.outputs_only and \
+                self._ops[stage.begin].pairs == op.pairs:
             stage.end += 1
         else:
             stage = &self._stages[self._n_stages]
@@ -402,10 +425,10 @@ cdef class Program:
         """out = activation(gate) * up."""
         if self.width(gate) != self.width(up):
             raise ValueError(f"{name}: widths {self.width(gate)} and {self.width(up)} differ")
-        self.buffer(out, self.width(gate))
+        self.buffer(out, self.width(gate), pairs=self._buf[<int>self._buffers[gate]].pairs)
         cdef Op *op = self._record(GLU, name, out)
         op.x, op.y = self._buffers[gate], self._buffers[up]
-        op.activation = ACTIVATIONS[activation]
+        op.activation = GATED_ACTIVATIONS[activation]
         return out
 
     def matmul(self, outs, x, matrices, /, *, accumulate=False, name):
@@ -451,18 +474,114 @@ cdef class Program:
         cdef Buffer *buf = &self._buf[index]
         if buf.q16 == NULL:
             buf.q16_stride = woolly_q16_stride(buf.width)
-            memory = self._memory(self.max_tokens * buf.q16_stride)
+            memory = self._memory(self.max_tokens * max(1, buf.pairs) * buf.q16_stride)
             buf.q16 = <uint8_t *><size_t>memory.ctypes.data
-            memory = aligned_empty(woolly_bf16_bytes(buf.width, self.max_tokens))
-            self._alive.append(memory)
-            if active().bf16_of_q16 != NULL:  # pages that nothing writes take no memory
-                self.buffer_bytes += memory.nbytes
-            buf.bf16 = <uint16_t *><size_t>memory.ctypes.data
+            if buf.pairs == 0:  # those of an expert begin anywhere, not at a group of 16
+                memory = aligned_empty(woolly_bf16_bytes(buf.width, self.max_tokens))
+                self._alive.append(memory)
+                if active().bf16_of_q16 != NULL:  # pages that nothing writes take no memory
+                    self.buffer_bytes += memory.nbytes
+                buf.bf16 = <uint16_t *><size_t>memory.ctypes.data
         cdef Op *writer = &self._ops[<int>self._writer[x]]
         if writer.kind < MATMUL:
             writer.quantize_out = True
         else:
             self._record(QUANTIZE, self.names[<int>self._writer[x]] + ".q16", x).quantize_out = True
+
+    def route(self, out, scores, /, *, n_used, gating, normalise=True, scale=1.0, name):
+        """out = the weights of each token's best experts, then their indices, by a router's scores.
+
+        See `route_experts` for the options. What is recorded with this route is about these experts only.
+        """
+        cdef Routing routing = check_routing(name, self.width(scores), n_used, gating, normalise, scale)
+        cdef ExpertPlan *plan
+        if self._outputs_only:
+            raise ValueError(f"{name}: experts come before the selection of outputs")
+        self.buffer(out, 2 * n_used)
+        if out not in self._plans:
+            memory = self._memory(sizeof(ExpertPlan) + plan_bytes(routing.n_experts, n_used, self.max_tokens))
+            plan = <ExpertPlan *><size_t>memory.ctypes.data
+            init_plan(plan, &routing, self.max_tokens, <uint8_t *>plan + sizeof(ExpertPlan))
+            self._plans[out] = <size_t>plan
+        plan = <ExpertPlan *><size_t>self._plans[out]
+        if <object>plan.routing != <object>routing:
+            raise ValueError(f"{name}: all routes in {out!r} must choose in the same way")
+        cdef Op *op = self._record(ROUTE, name, out)
+        op.x, op.plan = self._buffers[scores], plan
+        op = self._record(PLAN, name + ".plan", out)
+        op.x, op.plan = self._buffers[out], plan
+        return out
+
+    def expert_matmul(self, outs, x, experts, /, *, route, biases=None, name):
+        """outs[i] = experts[i] x (+ biases[i]) for each pair of a token and one of its experts: a row a pair.
+
+        x : a row a token, or a row a pair, as an earlier product has.
+        experts : sequence of PackedExperts.
+        biases : sequence of float32 (n_experts, n_rows), or None, optional.
+        """
+        outs, experts = list(outs), list(experts)
+        if len(outs) != len(experts) or not 1 <= len(outs) <= MAX_EXPERT_PARTS:
+            raise ValueError(f"{name}: {len(outs)} outputs for {len(experts)} tensors, at most {MAX_EXPERT_PARTS}")
+        if route not in self._plans:
+            raise ValueError(f"{name}: nothing routes to {route!r}")
+        cdef ExpertPlan *plan = <ExpertPlan *><size_t>self._plans[route]
+        cdef PackedExperts w
+        for out, w in zip(outs, experts):
+            if w.shape[0] != plan.routing.n_experts or w.shape[2] != self.width(x):
+                raise ValueError(f"{name}: the experts are {w.shape}, the router knows {plan.routing.n_experts} and "
+                                 f"{x!r} has {self.width(x)} columns")
+            (<PackedMatrix>w.matrices[0])._check_packed()
+            self.buffer(out, w.shape[1], pairs=plan.routing.n_used)
+        rows = self._gather(x, experts, plan, name)
+        cdef Op *op = self._record(EXPERT_MATMUL, name, outs[0])
+        op.x, op.y, op.plan, op.n_parts = self._buffers[rows], self._buffers[x], plan, len(outs)
+        for i, (out, w) in enumerate(zip(outs, experts)):
+            op.parts[i].each, op.parts[i].out = w.each, self._buffers[out]
+            self._writer[out] = self._n_ops - 1
+            self._alive.append(w)
+        for out, bias in zip(outs, biases or ()):
+            if bias is not None:
+                op = self._record(EXPERT_BIAS, f"{name}_bias", out)
+                op.plan = plan
+                op.weight = self._table(bias, plan.routing.n_experts, self.width(out), name)
+        return outs if len(outs) > 1 else outs[0]
+
+    cdef _gather(self, x, experts, ExpertPlan *plan, str name):
+        """The rows of pairs that a matmul reads: x itself, or x's rows once more for each pair."""
+        cdef bint quantised = any((<PackedExperts>w).each.quantised for w in experts)
+        if quantised:
+            self._want_quantised(x)
+        if self._buf[<int>self._buffers[x]].pairs:
+            return x
+        rows = self.buffer(x + ".by_expert", self.width(x), pairs=plan.routing.n_used)
+        cdef Op *op = self._record(GATHER, name + ".gather", rows)
+        self._out_of[-1] = x  # what a capture shows: rows of experts with one token stay where they are
+        op.x, op.plan = self._buffers[x], plan
+        op.gather_floats = not all((<PackedExperts>w).each.quantised for w in experts)
+        if quantised:
+            self._want_quantised(rows)
+        return rows
+
+    cdef const float *_table(self, array, int64_t n_rows, int64_t n, str what) except NULL:
+        """Pointer to a float32 matrix that lives as long as the program."""
+        array = np.ascontiguousarray(array, dtype=np.float32)
+        if array.shape != (n_rows, n):
+            raise ValueError(f"{what}: expected biases of shape ({n_rows}, {n}), got {array.shape}")
+        self._alive.append(array)
+        return <const float *><size_t>array.ctypes.data
+
+    def combine(self, out, rows, /, *, route, name):
+        """out += the rows of each token's pairs times the weights of their experts, best first; overwrites the rows."""
+        if route not in self._plans:
+            raise ValueError(f"{name}: nothing routes to {route!r}")
+        cdef ExpertPlan *plan = <ExpertPlan *><size_t>self._plans[route]
+        cdef const Buffer *buf = &self._buf[<int>self._buffers[rows]]
+        if buf.pairs != plan.routing.n_used or buf.width != self.width(out):
+            raise ValueError(f"{name}: {rows!r} has rows of {buf.width} for {buf.pairs} pairs a token, expected "
+                             f"{self.width(out)} for {plan.routing.n_used}")
+        cdef Op *op = self._record(COMBINE, name, out)
+        op.x, op.y, op.plan = self._buffers[rows], self._buffers[route], plan
+        return out
 
     def rope_store(self, q, k, v, /, *, layer, n_heads, n_kv_heads, head_dim, cos, sin, pairing, scale, q_norm=None,
                    k_norm=None, eps=0.0, name):
@@ -499,8 +618,8 @@ cdef class Program:
         self._max_heads = max(self._max_heads, n_heads)
         return q
 
-    def attention(self, out, q, /, *, layer, n_heads, window=0, softcap=0.0, name):
-        """out = softmax(q k) v over the cache of each token's own sequence."""
+    def attention(self, out, q, /, *, layer, n_heads, window=0, softcap=0.0, sinks=None, name):
+        """out = softmax(q k) v over the cache of each token's own sequence; sinks (n_heads,) as in `attention_f32`."""
         if self.width(q) != n_heads * self._head_dim:
             raise ValueError(f"{name}: q is {self.width(q)} wide, expected {n_heads} heads of {self._head_dim}")
         if not 0 <= layer < self._n_layers:
@@ -510,6 +629,7 @@ cdef class Program:
         op.x = self._buffers[q]
         op.layer, op.n_heads, op.n_kv_heads, op.head_dim = layer, n_heads, self._n_kv_heads, self._head_dim
         op.window, op.softcap = window, softcap
+        op.weight = self._vector(sinks, n_heads, name) if sinks is not None else NULL
         return out
 
     def select(self, out, x, /, *, name="select"):
@@ -637,18 +757,21 @@ cdef class Program:
             n = len(outputs) if self._ops[op].outputs_only else len(tokens)
             for out in self._parts_of.get(name, ()):
                 if f"{name}.{out}" in capture and out != "logits":
-                    capture[f"{name}.{out}"] = self._read(out, n)
+                    capture[f"{name}.{out}"] = self._read(out, n, self._ops[op].plan)
             if name in capture:
-                capture[name] = logits.copy() if self._out_of[op] == "logits" else self._read(self._out_of[op], n)
+                is_logits = self._out_of[op] == "logits"
+                capture[name] = logits.copy() if is_logits else self._read(self._out_of[op], n, self._ops[op].plan)
 
-    def _read(self, name, n):
+    cdef _read(self, name, n, const ExpertPlan *plan):
+        """float32 (n, width), or (n, slots, width) of rows a pair: best expert first."""
         cdef Buffer *buf = &self._buf[<int>self._buffers[name]]
-        out = np.empty((n, buf.width), dtype=np.float32)
+        cdef int64_t n_rows = n * max(<int64_t>1, buf.pairs), row, source
+        out = np.empty((n_rows, buf.width), dtype=np.float32)
         cdef float[:, ::1] view = out
-        cdef int64_t row
-        for row in range(n):
-            memcpy(&view[row, 0], buf.data + row * buf.stride, buf.width * sizeof(float))
-        return out
+        for row in range(n_rows):
+            source = plan.pair[row] if buf.pairs else row
+            memcpy(&view[row, 0], buf.data + source * buf.stride, buf.width * sizeof(float))
+        return out.reshape(n, buf.pairs, buf.width) if buf.pairs else out
 
     cdef _run_stages(self, tokens, spans, positions, span_of, outputs, logits, int op_begin, int op_end, times,
                      Stop stop):
@@ -748,21 +871,24 @@ cdef class Program:
     cdef void _work(self, Run *run, int thread, int n_threads) noexcept nogil:
         """What one thread does: its share of each stage, then wait for the others.
 
-        A stage of a single token is no work to share: the thread that ends the stage before it does it, at no barrier.
+        A stage of a single token is no work to share, nor is a plan: the thread that ends the stage before it does it,
+        at no barrier.
         """
         cdef float *scratch = run.scratch + thread * run.scratch_floats
-        cdef int s = 0, serial
+        cdef int s = 0, i, serial
         while s < run.n_stages:
             work_stage(run, s, scratch, n_threads)
-            serial = s + 1 < run.n_stages and is_serial(run, s + 1)
+            serial = 0
+            while s + serial + 1 < run.n_stages and is_serial(run, s + serial + 1):
+                serial += 1
             if thread == 0:
                 self._look_for_signals(run)
             if team_arrive(&run.team, n_threads):
                 run.stop = self._cancel
                 keep_time(run, s)
-                if serial:
-                    work_stage(run, s + 1, scratch, 1)
-                    keep_time(run, s + 1)
+                for i in range(s + 1, s + 1 + serial):
+                    work_stage(run, i, scratch, 1)
+                    keep_time(run, i)
                 team_release(&run.team)
             if run.stop:
                 return
@@ -785,11 +911,11 @@ cdef class Program:
 
 cdef bint is_serial(const Run *run, int s) noexcept nogil:
     cdef const Op *op = &run.ops[run.stages[s].begin]
-    return op.kind < MATMUL and n_rows(run, op) <= 1
+    return op.kind == PLAN or op.kind < MATMUL and n_rows(run, op) <= max(<int64_t>1, op.pairs)
 
 
 cdef int64_t n_rows(const Run *run, const Op *op) noexcept nogil:
-    return run.n_outputs if op.outputs_only else run.n_tokens
+    return (run.n_outputs if op.outputs_only else run.n_tokens) * max(<int64_t>1, op.pairs)
 
 
 cdef void keep_time(Run *run, int s) noexcept nogil:
@@ -807,6 +933,10 @@ cdef void work_stage(Run *run, int s, float *scratch, int n_threads) noexcept no
         work_matmul(run, &run.ops[stage.begin], &run.tasks[2 * s], n_threads)
     elif kind == ATTENTION:
         work_attention(run, &run.ops[stage.begin], &run.tasks[2 * s], scratch, n_threads)
+    elif kind == EXPERT_MATMUL:
+        work_expert_matmul(run, &run.ops[stage.begin], &run.tasks[2 * s], n_threads)
+    elif kind == PLAN:
+        work_plan(run, &run.ops[stage.begin], &run.tasks[2 * s])
     else:
         work_rows(run, stage, &run.tasks[2 * s], scratch, n_threads)
 
@@ -853,6 +983,41 @@ cdef void set_part(Run *run, const Part *part, int64_t col, woolly_matmul_args *
     args.out = args.out + col * args.out_stride
 
 
+cdef void work_plan(Run *run, const Op *op, woolly_tasks *tasks) noexcept nogil:
+    """One thread's work, whoever comes first."""
+    if next_task(tasks) == 0:
+        plan_experts(op.plan, run.buffers[op.x].data, run.buffers[op.x].stride, run.n_tokens)
+
+
+cdef void work_expert_matmul(Run *run, const Op *op, woolly_tasks *tasks, int n_threads) noexcept nogil:
+    cdef const Buffer *x = &run.buffers[op.x]
+    cdef const Buffer *tokens = &run.buffers[op.y]
+    cdef const Buffer *out
+    cdef ExpertJob job
+    cdef int i
+    job.plan, job.n_parts = op.plan, op.n_parts
+    job.x, job.x_stride, job.xq, job.xq_stride = x.data, x.stride, x.q16, x.q16_stride
+    job.token_x = tokens.data if op.x != op.y else NULL
+    job.token_x_stride, job.token_xq, job.token_xq_stride = tokens.stride, tokens.q16, tokens.q16_stride
+    for i in range(op.n_parts):
+        out = &run.buffers[op.parts[i].out]
+        job.parts[i] = ExpertPart(op.parts[i].each, out.data, out.stride)
+    run_expert_tasks(run.kernels, &job, tasks, n_threads)
+
+
+cdef void work_gather(Run *run, const Op *op, int64_t pair) noexcept nogil:
+    """A token's row once more, beside the others of the same expert; an expert with one token reads that one's own."""
+    cdef const Buffer *out = &run.buffers[op.out]
+    cdef const Buffer *x = &run.buffers[op.x]
+    cdef int64_t token = op.plan.token[pair]
+    if is_alone(op.plan, pair):
+        return
+    if op.gather_floats:
+        memcpy(out.data + pair * out.stride, x.data + token * x.stride, x.width * sizeof(float))
+    if op.quantize_out:
+        memcpy(out.q16 + pair * out.q16_stride, x.q16 + token * x.q16_stride, x.q16_stride)
+
+
 cdef void work_rows(Run *run, const Stage *stage, woolly_tasks *tasks, float *scratch, int n_threads) noexcept nogil:
     cdef int64_t n = n_rows(run, &run.ops[stage.begin])
     cdef int64_t chunk = max(<int64_t>1, min(<int64_t>16, n // (n_threads * 4)))
@@ -868,7 +1033,7 @@ cdef void work_rows(Run *run, const Stage *stage, woolly_tasks *tasks, float *sc
 
 
 cdef void work_row(Run *run, const Op *op, int64_t row, float *scratch) noexcept nogil:
-    """One operation for one token (or, after select, one output)."""
+    """One operation for one token (or, after select, one output; or one pair of a token and an expert)."""
     cdef const woolly_kernels *kernels = run.kernels
     if op.kind == SOFTCAP:
         kernels.softcap(run.logits + row * op.width, op.factor, op.width, run.logits + row * op.width)
@@ -902,9 +1067,19 @@ cdef void work_row(Run *run, const Op *op, int64_t row, float *scratch) noexcept
         memcpy(out, run.buffers[op.x].data + run.outputs[row] * run.buffers[op.x].stride, buf.width * sizeof(float))
     elif op.kind == ROPE_STORE:
         work_rope_store(run, op, row)
+    elif op.kind == ROUTE:
+        route_row(kernels, &op.plan.routing, <float *>x, out)
+    elif op.kind == EXPERT_BIAS:
+        kernels.add(out, op.weight + op.plan.expert[row] * buf.width, buf.width, out)
+    elif op.kind == COMBINE:
+        combine_row(kernels, op.plan, run.buffers[op.y].data + row * run.buffers[op.y].stride, row,
+                    run.buffers[op.x].data, run.buffers[op.x].stride, buf.width, out)
+    elif op.kind == GATHER:
+        work_gather(run, op, row)
+        return
     if op.quantize_out:
         kernels.quantize_q16(out, buf.width, buf.q16 + row * buf.q16_stride)
-        if kernels.bf16_of_q16 != NULL and n_rows(run, op) >= WOOLLY_BF16_LEAST_COLS:
+        if buf.bf16 != NULL and kernels.bf16_of_q16 != NULL and n_rows(run, op) >= WOOLLY_BF16_LEAST_COLS:
             kernels.bf16_of_q16(buf.q16 + row * buf.q16_stride, buf.width, row, buf.bf16)
 
 
@@ -978,4 +1153,5 @@ cdef void set_job(Run *run, const Op *op, const Span *span, AttentionJob *job) n
     job.kv_type = span.kv_type
     job.out = out.data + span.t0 * out.stride
     job.out_stride = out.stride
+    job.sinks = op.weight
     plan_job(job, run.split)

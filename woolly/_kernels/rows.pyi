@@ -38,7 +38,7 @@ def glu_f32(
     up: NDArray[np.float32],
     /,
     *,
-    activation: Literal["silu", "gelu_tanh"],
+    activation: Literal["silu", "gelu_tanh", "swiglu_clamped"],
     out: NDArray[np.float32] | None = None,
     n_threads: int | None = None,
 ) -> NDArray[np.float32]: ...

@@ -7,14 +7,15 @@ from libc.stdint cimport int64_t, uint8_t
 
 from woolly._kernels.dispatch cimport active
 from woolly._kernels.kernels cimport (
-    WOOLLY_ACT_GELU_TANH, WOOLLY_ACT_SILU, WOOLLY_QBLOCK, WOOLLY_ROPE_NEOX, WOOLLY_ROPE_NORM, woolly_kernels,
-    woolly_q16_stride,
+    WOOLLY_ACT_GELU_TANH, WOOLLY_ACT_SILU, WOOLLY_ACT_SWIGLU_CLAMPED, WOOLLY_QBLOCK, WOOLLY_ROPE_NEOX,
+    WOOLLY_ROPE_NORM, woolly_kernels, woolly_q16_stride,
 )
 
 from woolly._kernels.matmul import check_out
 from woolly._kernels.threads import check_threads
 
 ACTIVATIONS = {"silu": WOOLLY_ACT_SILU, "gelu_tanh": WOOLLY_ACT_GELU_TANH}
+GATED_ACTIVATIONS = {**ACTIVATIONS, "swiglu_clamped": WOOLLY_ACT_SWIGLU_CLAMPED}
 ROPE_PAIRINGS = {"norm": WOOLLY_ROPE_NORM, "neox": WOOLLY_ROPE_NEOX}
 
 
@@ -174,12 +175,12 @@ def softcap_f32(const float[:, ::1] x not None, /, *, cap, out=None, n_threads=N
 
 def glu_f32(const float[:, ::1] gate not None, const float[:, ::1] up not None, /, *, activation, out=None,
             n_threads=None):
-    """out = activation(gate) * up: SwiGLU with "silu", GeGLU with "gelu_tanh".
+    """out = activation(gate) * up: SwiGLU with "silu", GeGLU with "gelu_tanh", gpt-oss's with "swiglu_clamped".
 
     Parameters
     ----------
     gate, up : float32, (n_tokens, n), C-contiguous
-    activation : {"silu", "gelu_tanh"}
+    activation : {"silu", "gelu_tanh", "swiglu_clamped"}
     out : float32, (n_tokens, n), optional
         May be gate's own array.
     n_threads : int, optional
@@ -196,16 +197,18 @@ def glu_f32(const float[:, ::1] gate not None, const float[:, ::1] up not None, 
     Notes
     -----
     Shazeer 2020, arXiv:2002.05202. The tanh form of GELU is x * sigmoid(2 u), u = sqrt(2 / pi) (x + 0.044715 x^3).
+    "swiglu_clamped" is g sigmoid(1.702 g) (u + 1), g = min(gate, 7), u = min(max(up, -7), 7): OpenAI 2025,
+    arXiv:2508.10925.
     """
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"glu_f32: unknown activation {activation!r}, known: {', '.join(ACTIVATIONS)}")
+    if activation not in GATED_ACTIVATIONS:
+        raise ValueError(f"glu_f32: unknown activation {activation!r}, known: {', '.join(GATED_ACTIVATIONS)}")
     if gate.shape[0] != up.shape[0] or gate.shape[1] != up.shape[1]:
         raise ValueError(f"glu_f32: gate is ({gate.shape[0]}, {gate.shape[1]}), up is ({up.shape[0]}, {up.shape[1]})")
     out = check_out(out, (gate.shape[0], gate.shape[1]), "glu_f32")
     cdef float[:, ::1] y = out
     cdef const woolly_kernels *kernels = active()
     cdef int64_t t, n = gate.shape[1]
-    cdef int act = ACTIVATIONS[activation], threads = check_threads(n_threads)
+    cdef int act = GATED_ACTIVATIONS[activation], threads = check_threads(n_threads)
     if n:
         for t in prange(gate.shape[0], nogil=True, num_threads=threads):
             kernels.glu(act, &gate[t, 0], &up[t, 0], n, &y[t, 0])

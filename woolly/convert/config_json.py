@@ -73,6 +73,14 @@ class JsonObject:
         value = self._get(key, "an object", default, lambda value: isinstance(value, dict))
         return value if value is default else JsonObject(self.path, value, f"{self.prefix}{key}.")
 
+    def get_objects(self, key: str) -> list[JsonObject]:
+        """A list of objects; empty where it is missing."""
+        entries = self.get_list(key, [])
+        for entry in entries:
+            if not isinstance(entry, dict):
+                raise CheckpointError(f"{self.path}: {self.prefix}{key}: expected objects, got {show(entry)}")
+        return [JsonObject(self.path, entry, f"{self.prefix}{key}[{i}].") for i, entry in enumerate(entries)]
+
     def refuse(self, key: str, problem: str) -> NoReturn:
         """Raise CheckpointError for a field, with the value that the file has."""
         value = self.fields.get(key)

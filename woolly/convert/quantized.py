@@ -2,24 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
-import gguf
 import numpy as np
 from numpy.typing import NDArray
 
-from woolly._kernels import check_threads, dequantize
+from woolly._kernels import check_threads, dequantize, quantize_rows
 from woolly.checkpoint import Checkpoint
 from woolly.convert.tensors import is_kept_f32
-from woolly.errors import UnsupportedFormatError
-from woolly.formats import FORMATS, Format
+from woolly.errors import WoollyError
+from woolly.formats import Format
 from woolly.gguf_file import TensorInfo
+from woolly.mixes import plan_formats, resolve_mix
 
 FLOATS = ("f32", "f16", "bf16")
-QUANTISED = ("q8_0", "q4_0", "q4_1", "q5_0")
 CHUNK_VALUES = 1 << 20  # 4 MB as float32: a few times a core's L2, and little to hold for each thread
 
 
@@ -29,26 +29,26 @@ class QuantizedCheckpoint:
     Parameters
     ----------
     source : Checkpoint
-    format : str
-        One of `FLOATS` or `QUANTISED`.
+    type : str
+        A name of `woolly.mixes.MIXES`, such as "q8_0", "q4_k_m" or "f16".
     n_threads : int, optional
 
     Raises
     ------
-    UnsupportedFormatError
-        The format is none of them.
+    WoollyError
+        There is no such type.
 
     Notes
     -----
-    Matrices that are quantised already stay as they are, and so do norms, biases, the router of experts, and matrices
-    whose rows are no whole blocks of the format.
+    Matrices that are quantised already stay as they are, and so do norms, biases and the router of experts.
     """
 
-    def __init__(self, source: Checkpoint, format: str, *, n_threads: int | None = None) -> None:
+    def __init__(self, source: Checkpoint, type: str, *, n_threads: int | None = None) -> None:
         self.path, self.metadata = source.path, source.metadata
         self._source = source
         self._n_threads: int = check_threads(n_threads)
-        self.tensors = {name: _converted(info, format) for name, info in source.tensors.items()}
+        formats = target_formats(source, type)
+        self.tensors = {name: _converted(info, formats[name]) for name, info in source.tensors.items()}
 
     def tensor_bytes(self, name: str) -> NDArray[np.uint8]:
         """The bytes of a tensor, quantised now if it is to be: uint8, (n_bytes,)."""
@@ -60,7 +60,8 @@ class QuantizedCheckpoint:
         out = np.empty((len(rows), after.format.nbytes(after.shape[-1])), np.uint8)
 
         def fill(chunk: slice) -> None:
-            out[chunk] = convert_rows(rows[chunk], before.format.name, after.format.name)
+            with naming(self.path, name, chunk.start):
+                out[chunk] = convert_rows(rows[chunk], before.format.name, after.format.name)
 
         for_each_chunk(fill, len(rows), before.shape[-1], self._n_threads)
         return out.reshape(-1)
@@ -87,11 +88,16 @@ def convert_rows(rows: NDArray[np.uint8], source: str, target: str) -> NDArray[n
     ----------
     rows : uint8, (n_rows, row_bytes)
     source, target : str
-        Formats; the target one of `FLOATS` or `QUANTISED`.
+        Formats; the target one that can be made.
 
     Returns
     -------
     uint8, (n_rows, row_bytes of the target)
+
+    Raises
+    ------
+    ValueError
+        A weight is NaN, infinite or too large for a quantised target.
     """
     if source == target:
         return rows
@@ -103,8 +109,16 @@ def convert_rows(rows: NDArray[np.uint8], source: str, target: str) -> NDArray[n
     if target == "f16":
         with np.errstate(over="ignore"):  # what F16 cannot hold becomes infinite, as everywhere
             return values.astype(np.float16).view(np.uint8)
-    kind = gguf.GGMLQuantizationType[target.upper()]
-    return np.ascontiguousarray(gguf.quants.quantize(values, kind)).view(np.uint8).reshape(len(rows), -1)
+    return quantize_rows(values, target, n_threads=1)
+
+
+@contextlib.contextmanager
+def naming(path: str, name: str, first_row: int) -> Iterator[None]:
+    """Say of which tensor a weight could not be quantised."""
+    try:
+        yield
+    except ValueError as error:
+        raise WoollyError(f"{path}: tensor {name!r}, rows from {first_row}: {error}") from None
 
 
 def round_to_bf16(values: NDArray[np.float32]) -> NDArray[np.uint16]:
@@ -146,22 +160,22 @@ def row_chunks(n_rows: int, n_cols: int, chunk_values: int = CHUNK_VALUES) -> It
         yield slice(first, min(first + step, n_rows))
 
 
-def target_format(info: TensorInfo, format: str | None) -> Format:
-    """The format that a tensor gets where its matrices are asked for in `format`; None leaves all as they are.
+def target_formats(source: Checkpoint, type: str | None) -> dict[str, Format]:
+    """The format that each tensor gets, by its name; None leaves all as they are.
 
     Raises
     ------
-    UnsupportedFormatError
-        `format` is not one that can be made.
+    WoollyError
+        There is no such type.
     """
-    if format is not None and format not in FLOATS + QUANTISED:
-        raise UnsupportedFormatError(f"expected a format of {', '.join(FLOATS + QUANTISED)}, got {format!r}")
-    if format is None or info.format.name not in FLOATS or is_kept_f32(info.name, info.shape):
-        return info.format
-    target = FORMATS[format]
-    return info.format if info.shape[-1] % target.block_size else target
+    formats = {name: info.format for name, info in source.tensors.items()}
+    if type is not None:
+        planned = plan_formats(source.tensors, source.metadata, resolve_mix(type))
+        for name, info in source.tensors.items():
+            if info.format.name in FLOATS and not is_kept_f32(name, info.shape):
+                formats[name] = planned[name]
+    return formats
 
 
-def _converted(info: TensorInfo, format: str) -> TensorInfo:
-    target = target_format(info, format)
+def _converted(info: TensorInfo, target: Format) -> TensorInfo:
     return TensorInfo(info.name, info.shape, target, info.offset, target.nbytes(math.prod(info.shape)))

@@ -2,7 +2,7 @@
 
 Owns which vocabularies can be expressed there: byte-level BPE whose way of cutting words has a name in
 `woolly.pretokenizers`, BPE over text with ▁ for spaces and bytes to fall back on (SentencePiece's), and Unigram.
-Anything else is refused with what is in the way. Chat templates and the ids of special tokens are read here too.
+Anything else is refused with what is in the way. The ids of special tokens are read here too.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from woolly.convert.chat_templates import read_chat_templates
 from woolly.convert.config_json import JsonObject, read_json, read_json_if_there
 from woolly.convert.merges import merge_texts, scores_of_merges
 from woolly.errors import CheckpointError, UnsupportedModelError
@@ -71,8 +72,7 @@ def read_tokenizer(folder: Path, config: JsonObject, vocab_size: int) -> dict[st
     keys[PREFIX + "token_type"] = tokens.types
     keys |= _special_ids(folder, config, settings, tokens)
     keys |= _additions(tokenizer, settings, keys)
-    keys["tokenizer.chat_template"] = read_chat_template(folder, settings)
-    return keys
+    return keys | read_chat_templates(folder, settings)
 
 
 class Tokens:
@@ -106,7 +106,7 @@ class Tokens:
         if byte_fallback:
             for text in filter(_BYTE_TOKEN.fullmatch, self.vocab):
                 self.types[self.vocab[text]] = TokenType.BYTE
-        for entry in _objects(tokenizer, "added_tokens"):
+        for entry in tokenizer.get_objects("added_tokens"):
             self._add(entry, vocab_size)
 
     def id_of(self, text: str) -> int | None:
@@ -348,7 +348,7 @@ def _template_ids(tokenizer: JsonObject) -> list[int | None] | None:
         if step.get_str("type") == "TemplateProcessing":
             special = step.get_object("special_tokens").fields
             ids: list[int | None] = []
-            for piece in _objects(step, "single"):
+            for piece in step.get_objects("single"):
                 if "SpecialToken" not in piece:
                     ids.append(None)
                     continue
@@ -362,25 +362,6 @@ def _template_ids(tokenizer: JsonObject) -> list[int | None] | None:
     return None
 
 
-def read_chat_template(folder: Path, settings: JsonObject) -> str | None:
-    """The chat template: chat_template.jinja, else that of tokenizer_config.json, the one named default of several."""
-    path = folder / "chat_template.jinja"
-    if path.is_file():
-        try:
-            return path.read_text(encoding="utf-8")
-        except UnicodeDecodeError as error:
-            raise CheckpointError(
-                f"{path}: not UTF-8: byte {error.object[error.start]:#04x} at {error.start}"
-            ) from None
-    value = settings.fields.get("chat_template")
-    if isinstance(value, list):
-        named = {entry.get("name"): entry.get("template") for entry in value if isinstance(entry, Mapping)}
-        value = named.get("default")
-    if value is not None and not isinstance(value, str):
-        settings.refuse("chat_template", "expected a string")
-    return value
-
-
 # --- reading ---
 
 
@@ -392,14 +373,7 @@ def _steps(tokenizer: JsonObject, key: str, inner: str) -> Iterator[JsonObject]:
     if step.get_str("type") != "Sequence":
         yield step
         return
-    yield from _objects(step, inner)
-
-
-def _objects(parent: JsonObject, key: str) -> Iterator[JsonObject]:
-    for number, entry in enumerate(parent.get_list(key, [])):
-        if not isinstance(entry, dict):
-            raise CheckpointError(f"{parent.path}: {parent.prefix}{key}: expected objects, got {show(entry)}")
-        yield JsonObject(parent.path, entry, f"{parent.prefix}{key}[{number}].")
+    yield from step.get_objects(inner)
 
 
 def _advice(folder: Path) -> str:

@@ -20,24 +20,16 @@ import numpy as np
 from woolly._kernels import check_threads, kernel_formats
 from woolly.atomic import replacing
 from woolly.checkpoint import Checkpoint
-from woolly.convert.quantized import FLOATS, convert_rows, row_chunks, target_format
+from woolly.convert.quantized import FLOATS, convert_rows, naming, row_chunks, target_formats
 from woolly.convert.self_contained import METADATA_NAME, encode_metadata
 from woolly.errors import UnsupportedFormatError, WoollyError
 from woolly.formats import FORMATS, Format
 from woolly.gguf_file import DEFAULT_ALIGNMENT
 from woolly.metadata import Metadata, StringArray
+from woolly.mixes import MIXES, resolve_mix
 
 DTYPE_OF_FORMAT = {"f32": "F32", "f16": "F16", "bf16": "BF16"}
 _DTYPE_ALIGNMENT = 64  # of the data in a safetensors file: a cache line, so that matrices are read without a copy
-_FILE_TYPES = {
-    "f32": gguf.LlamaFileType.ALL_F32,
-    "f16": gguf.LlamaFileType.MOSTLY_F16,
-    "bf16": gguf.LlamaFileType.MOSTLY_BF16,
-    "q8_0": gguf.LlamaFileType.MOSTLY_Q8_0,
-    "q4_0": gguf.LlamaFileType.MOSTLY_Q4_0,
-    "q4_1": gguf.LlamaFileType.MOSTLY_Q4_1,
-    "q5_0": gguf.LlamaFileType.MOSTLY_Q5_0,
-}
 Progress = Callable[[int], None]
 
 
@@ -45,7 +37,7 @@ def write_gguf(
     source: Checkpoint,
     path: str | os.PathLike[str],
     *,
-    format: str | None = None,
+    type: str | None = None,
     force: bool = False,
     n_threads: int | None = None,
     show_bytes: Progress = lambda n_bytes: None,
@@ -56,9 +48,9 @@ def write_gguf(
     ----------
     source : Checkpoint
     path : path
-    format : str, optional
-        Of the matrices: f32, f16, bf16 or a quantised one that `woolly.convert.quantized` makes. None keeps theirs.
-        Norms, biases and the router of experts are F32 always.
+    type : str, optional
+        What to do with matrices of floats: a name of `woolly.mixes.MIXES`. None leaves them as they are. Norms, biases
+        and the router of experts are F32 always.
     force : bool
         Replace a file that is there.
     n_threads : int, optional
@@ -68,13 +60,13 @@ def write_gguf(
     Raises
     ------
     WoollyError
-        The file exists, or the disk has too little room.
+        The file exists, the disk has too little room, there is no such type, or a weight cannot be quantised.
     OSError
         Writing fails. Whatever happens, `path` is as it was before or whole.
     """
-    formats = {name: target_format(info, format) for name, info in source.tensors.items()}
+    formats = target_formats(source, type)
     with _opened(Path(path), force) as (descriptor, temporary):
-        _write_gguf_header(temporary, source, formats)
+        _write_gguf_header(temporary, source, formats, _file_type(source, formats, type))
         header_bytes = temporary.stat().st_size
         start, offsets, end = _places(source, formats, header_bytes, DEFAULT_ALIGNMENT, pads=True)
         _reserve(descriptor, Path(path), end)
@@ -100,15 +92,7 @@ def write_safetensors(
     UnsupportedFormatError
         A tensor's format cannot be read.
     """
-    formats = {}
-    for name, info in source.tensors.items():
-        if info.format.name not in kernel_formats():
-            raise UnsupportedFormatError(
-                f"{source.path}: tensor {name!r} is stored as {info.format.name}, which cannot be dequantised yet"
-            )
-        formats[name] = FORMATS["f32"] if len(info.shape) == 1 else FORMATS[format]
-    # Wide ones first, so that every tensor's address is a multiple of its numbers' size.
-    formats = dict(sorted(formats.items(), key=lambda item: -item[1].block_bytes))
+    formats = _dequantized_formats(source, format)
     with _opened(Path(path), force) as (descriptor, _):
         header = _safetensors_header(source, formats)
         _write_all(descriptor, header, 0)
@@ -117,15 +101,30 @@ def write_safetensors(
         _write_tensors(descriptor, source, formats, offsets, check_threads(n_threads), show_bytes)
 
 
-def written_bytes(source: Checkpoint, format: str | None, *, dequantizes: bool = False) -> int:
-    """Bytes of the tensors that are written: the total of a progress bar."""
-    total = 0
-    for info in source.tensors.values():
-        target = target_format(info, format)
-        if dequantizes:
-            target = FORMATS["f32" if len(info.shape) == 1 else format or "f32"]
-        total += target.nbytes(math.prod(info.shape))
-    return total
+def bytes_of_gguf(source: Checkpoint, type: str | None) -> int:
+    """Bytes of the tensors that `write_gguf` writes: the total of a progress bar."""
+    return _sum_bytes(source, target_formats(source, type))
+
+
+def bytes_of_safetensors(source: Checkpoint, format: str) -> int:
+    """Bytes of the tensors that `write_safetensors` writes."""
+    return _sum_bytes(source, _dequantized_formats(source, format))
+
+
+def _sum_bytes(source: Checkpoint, formats: Mapping[str, Format]) -> int:
+    return sum(target.nbytes(math.prod(source.tensors[name].shape)) for name, target in formats.items())
+
+
+def _dequantized_formats(source: Checkpoint, format: str) -> dict[str, Format]:
+    formats = {}
+    for name, info in source.tensors.items():
+        if info.format.name not in kernel_formats():
+            raise UnsupportedFormatError(
+                f"{source.path}: tensor {name!r} is stored as {info.format.name}, which cannot be dequantised yet"
+            )
+        formats[name] = FORMATS["f32"] if len(info.shape) == 1 else FORMATS[format]
+    # Wide ones first, so that every tensor's address is a multiple of its numbers' size.
+    return dict(sorted(formats.items(), key=lambda item: -item[1].block_bytes))
 
 
 @contextlib.contextmanager
@@ -178,7 +177,8 @@ def _write_tensors(
             row_bytes = target.nbytes(n_cols)
 
             def write(chunk: slice, rows=rows, info=info, target=target, at=offsets[name], step=row_bytes) -> int:
-                out = convert_rows(rows[chunk], info.format.name, target.name)
+                with naming(source.path, info.name, chunk.start):
+                    out = convert_rows(rows[chunk], info.format.name, target.name)
                 _write_all(descriptor, out.data, at + chunk.start * step)
                 return out.nbytes
 
@@ -214,11 +214,22 @@ def _reserve(descriptor: int, path: Path, n_bytes: int) -> None:
 # --- headers ---
 
 
-def _write_gguf_header(path: Path, source: Checkpoint, formats: Mapping[str, Format]) -> None:
+def _file_type(source: Checkpoint, formats: Mapping[str, Format], type: str | None) -> int:
+    """The value of general.file_type: the type's, else that of the format that most of the weights have."""
+    if type is not None:
+        return resolve_mix(type).file_type
+    n_weights: dict[str, int] = {}
+    for name, info in source.tensors.items():
+        n_weights[formats[name].name] = n_weights.get(formats[name].name, 0) + math.prod(info.shape)
+    main = max(n_weights, key=n_weights.__getitem__)
+    return next((mix.file_type for mix in MIXES.values() if mix.base == main), int(gguf.LlamaFileType.GUESSED))
+
+
+def _write_gguf_header(path: Path, source: Checkpoint, formats: Mapping[str, Format], file_type: int) -> None:
     """Everything before the tensors' data, as the gguf package writes it."""
     writer = gguf.GGUFWriter(path, source.metadata.get_str("general.architecture"))
     try:
-        _add_keys(writer, source.metadata, _main_format(source, formats))
+        _add_keys(writer, source.metadata, file_type, {target.name for target in formats.values()})
         for name, info in source.tensors.items():
             n_bytes = formats[name].nbytes(math.prod(info.shape))
             kind = gguf.GGMLQuantizationType(formats[name].ggml_type)
@@ -231,9 +242,9 @@ def _write_gguf_header(path: Path, source: Checkpoint, formats: Mapping[str, For
         writer.close()
 
 
-def _add_keys(writer: gguf.GGUFWriter, metadata: Metadata, main: Format) -> None:
-    writer.add_file_type(_FILE_TYPES.get(main.name, gguf.LlamaFileType.GUESSED))
-    if main.name not in FLOATS:
+def _add_keys(writer: gguf.GGUFWriter, metadata: Metadata, file_type: int, formats: set[str]) -> None:
+    writer.add_file_type(file_type)
+    if not formats <= set(FLOATS):
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     skipped = ("general.architecture", "general.file_type", "general.quantization_version", "general.alignment")
     for key, value, type_name in metadata.items_with_types():
@@ -248,16 +259,8 @@ def _add_keys(writer: gguf.GGUFWriter, metadata: Metadata, main: Format) -> None
             writer.add_key_value(key, plain, gguf.GGUFValueType.ARRAY, sub_type=kind)
 
 
-def _main_format(source: Checkpoint, formats: Mapping[str, Format]) -> Format:
-    """The format that most of the weights have."""
-    n_weights: dict[Format, int] = {}
-    for name, info in source.tensors.items():
-        n_weights[formats[name]] = n_weights.get(formats[name], 0) + math.prod(info.shape)
-    return max(n_weights, key=n_weights.__getitem__)
-
-
 def _safetensors_header(source: Checkpoint, formats: Mapping[str, Format]) -> bytes:
-    text = encode_metadata(source.metadata, int(_FILE_TYPES[_main_format(source, formats).name]))
+    text = encode_metadata(source.metadata, _file_type(source, formats, None))
     entries: dict[str, object] = {"__metadata__": {"format": "pt", METADATA_NAME: text}}
     end = 0
     for name, target in formats.items():

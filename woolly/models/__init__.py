@@ -8,7 +8,21 @@ from types import ModuleType
 
 from woolly.errors import UnsupportedModelError
 from woolly.metadata import show
-from woolly.models import gemma, gemma2, gemma3, granite, llama, olmo2, phi3, qwen2, qwen3, smollm3, starcoder2
+from woolly.models import (
+    gemma,
+    gemma2,
+    gemma3,
+    gpt_oss,
+    granite,
+    llama,
+    olmo2,
+    phi3,
+    qwen2,
+    qwen3,
+    qwen3moe,
+    smollm3,
+    starcoder2,
+)
 
 ARCHITECTURES: dict[str, ModuleType] = {
     "llama": llama,
@@ -22,6 +36,8 @@ ARCHITECTURES: dict[str, ModuleType] = {
     "granite": granite,
     "smollm3": smollm3,
     "starcoder2": starcoder2,
+    "qwen3moe": qwen3moe,
+    "gpt-oss": gpt_oss,
 }
 
 

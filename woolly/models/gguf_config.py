@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from woolly.config import ModelConfig, RopeScaling
+from woolly.config import ExpertConfig, ModelConfig, RopeScaling
 from woolly.errors import GGUFError, UnsupportedModelError
 from woolly.metadata import Metadata, show
 
@@ -15,6 +15,10 @@ MAX_LAYERS = 192  # times 21, more operations than a layer has, is what a progra
 MAX_SIZE = 1 << 24  # of a hidden, intermediate or context size
 MAX_HEAD_DIM = 1024
 MAX_SCALE = 1e6
+MAX_EXPERTS = 4096
+
+# Of expert_gating_func; 0 is "as the architecture has it", and 2, a sigmoid, has no kernels
+GATINGS = {1: "softmax", 3: "softmax_chosen"}
 
 NORM_EPS = {False: "layer_norm_rms_epsilon", True: "layer_norm_epsilon"}
 
@@ -41,8 +45,15 @@ ARITHMETIC: dict[str, tuple[float, ...]] = {
     "attn_logit_softcapping": (0,),
     "embedding_scale": (0, 1),
     "expert_count": (0,),
+    "expert_group_count": (0, 1),
+    "expert_group_used_count": (0, 1),
+    "expert_shared_count": (0,),
+    "expert_shared_feed_forward_length": (0,),
     "final_logit_softcapping": (0,),
+    "interleave_moe_layer_step": (0, 1),
+    "leading_dense_block_count": (0,),
     "logit_scale": (0, 1),
+    "moe_every_n_layers": (0, 1),
     "nextn_predict_layers": (0,),
     "residual_scale": (0, 1),
     "rope.dimension_count_swa": (),
@@ -139,6 +150,31 @@ def read_scale(metadata: Metadata, key: str, default: float = 1.0) -> float:
 def read_window(metadata: Metadata, arch: str, default: int = 0) -> int:
     """The sliding window, in keys; 0 where there is none."""
     return read_int(metadata, f"{arch}.attention.sliding_window", 0, MAX_SIZE, default)
+
+
+def read_experts(metadata: Metadata, *, gating: str = "softmax", required: bool = False) -> ExpertConfig | None:
+    """The mixture of experts; None where the model has none and needs none.
+
+    gating : what the architecture does where the file does not say.
+    """
+    arch = metadata.get_str("general.architecture")
+    n_experts = read_int(metadata, f"{arch}.expert_count", int(required), MAX_EXPERTS, *(() if required else (0,)))
+    if n_experts == 0:
+        return None
+    func = metadata.get_int(f"{arch}.expert_gating_func", 0)
+    if func and func not in GATINGS:
+        known = ", ".join(f"{number} ({name})" for number, name in GATINGS.items())
+        raise UnsupportedModelError(f"{arch}.expert_gating_func: {func} is not supported; those that are: {known}")
+    gating = GATINGS[func] if func else gating
+    dense_size = read_int(metadata, f"{arch}.feed_forward_length", 1, MAX_SIZE)
+    return ExpertConfig(
+        n_experts,
+        n_used=read_int(metadata, f"{arch}.expert_used_count", 1, n_experts),
+        intermediate_size=read_int(metadata, f"{arch}.expert_feed_forward_length", 1, MAX_SIZE, dense_size),
+        gating=gating,
+        normalise=metadata.get_bool(f"{arch}.expert_weights_norm", gating == "softmax"),
+        scale=read_scale(metadata, f"{arch}.expert_weights_scale"),
+    )
 
 
 def read_rope_scaling(metadata: Metadata, arch: str, n_ctx_train: int) -> RopeScaling:

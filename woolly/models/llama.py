@@ -7,7 +7,8 @@
     logits = head(rmsnorm(x))
 
 Touvron et al. 2023, arXiv:2302.13971. GGUF files hold Wq and Wk permuted so that RoPE pairs adjacent dimensions. Where
-the file has biases, they are added; where it has a sliding window, all layers have it.
+the file has biases, they are added; where it has a sliding window, all layers have it. Mixtral is a Llama whose MLPs
+are mixtures of experts: Jiang et al. 2024, arXiv:2401.04088.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from __future__ import annotations
 from woolly import layers
 from woolly._kernels import Program
 from woolly.config import ModelConfig
-from woolly.errors import UnsupportedModelError
 from woolly.metadata import Metadata
 from woolly.models import gguf_config
 from woolly.weights import Weights
@@ -23,9 +23,11 @@ from woolly.weights import Weights
 
 def read_config(metadata: Metadata) -> ModelConfig:
     """The configuration from a GGUF file's metadata."""
-    if metadata.get_int("llama.expert_count", 0):
-        raise UnsupportedModelError("llama.expert_count: mixtures of experts are not supported yet")
-    return gguf_config.read_config(metadata, sliding_window=gguf_config.read_window(metadata, "llama"))
+    return gguf_config.read_config(
+        metadata,
+        sliding_window=gguf_config.read_window(metadata, "llama"),
+        experts=gguf_config.read_experts(metadata),
+    )
 
 
 def record(p: Program, config: ModelConfig, weights: Weights, n_ctx: int) -> None:

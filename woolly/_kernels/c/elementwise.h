@@ -38,6 +38,13 @@ static INLINE vf vf_act(int act, vf x) {
     return x_sigmoid(x, vf_mul(cubic, vf_set1(1.59576912f)));
 }
 
+/* gpt-oss: gate sigmoid(1.702 gate) (up + 1), with gate <= 7 and |up| <= 7; NaN stays NaN */
+static INLINE vf vf_swiglu_clamped(vf gate, vf up) {
+    gate = vf_min(vf_set1(7.0f), gate);
+    up = vf_max(vf_set1(-7.0f), vf_min(vf_set1(7.0f), up));
+    return vf_mul(x_sigmoid(gate, vf_mul(gate, vf_set1(1.702f))), vf_add(up, vf_set1(1.0f)));
+}
+
 /* statement over all of n in vectors of 16; the last one is shorter: LOAD and STORE know */
 #define EACH_VECTOR(n, STATEMENT)                                                                                      \
     do {                                                                                                               \
@@ -69,10 +76,14 @@ static void glu_f32(int act, const float *gate, const float *up, int64_t n, floa
     STORE(out + i, vf_mul(vf_act(WOOLLY_ACT_SILU, LOAD(gate + i __VA_ARGS__)), LOAD(up + i __VA_ARGS__)) __VA_ARGS__);
 #define GELU(i, LOAD, STORE, ...)                                                                                      \
     STORE(out + i, vf_mul(vf_act(WOOLLY_ACT_GELU_TANH, LOAD(gate + i __VA_ARGS__)), LOAD(up + i __VA_ARGS__)) __VA_ARGS__);
+#define CLAMPED(i, LOAD, STORE, ...)                                                                                   \
+    STORE(out + i, vf_swiglu_clamped(LOAD(gate + i __VA_ARGS__), LOAD(up + i __VA_ARGS__)) __VA_ARGS__);
     if (act == WOOLLY_ACT_SILU) EACH_VECTOR(n, SILU);
+    else if (act == WOOLLY_ACT_SWIGLU_CLAMPED) EACH_VECTOR(n, CLAMPED);
     else EACH_VECTOR(n, GELU);
 #undef SILU
 #undef GELU
+#undef CLAMPED
 }
 
 static void act_f32(int act, const float *x, int64_t n, float *out) {

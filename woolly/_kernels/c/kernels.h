@@ -66,7 +66,7 @@ typedef struct {
 } woolly_format;
 
 enum { WOOLLY_KV_F16 = 0, WOOLLY_KV_F32 = 1 };
-enum { WOOLLY_ACT_SILU = 0, WOOLLY_ACT_GELU_TANH = 1 };
+enum { WOOLLY_ACT_SILU = 0, WOOLLY_ACT_GELU_TANH = 1, WOOLLY_ACT_SWIGLU_CLAMPED = 2 };
 enum { WOOLLY_ROPE_NORM = 0, WOOLLY_ROPE_NEOX = 1 };
 
 /* The keys and values of one layer and one KV head of one sequence.
