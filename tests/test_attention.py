@@ -333,3 +333,47 @@ def test_two_python_threads_at_once() -> None:
     with ThreadPoolExecutor(2) as pool:
         outs = pool.map(lambda _: attend(case, cache, n_threads=2).tobytes(), range(20))
         assert set(outs) == {expected}
+
+
+# Values that are not finite
+
+
+def attend_one(q: np.ndarray, cache: KVCache, pos: int, window: int) -> np.ndarray:
+    return attention_f32(q, cache, layer=0, pos=pos, window=window, n_threads=1)
+
+
+@pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan, 1e6])
+@pytest.mark.parametrize("window", [0, 9])
+def test_values_that_a_query_does_not_see_do_not_count(isa: str, bad: float, window: int) -> None:
+    """A masked key has the weight 0, but 0 times inf is NaN: what a token gets must not depend on its neighbours."""
+    rng = np.random.default_rng(0)
+    n, at = 150, (3, 40, 130)
+    q, k, v = (rng.standard_normal((n, heads, 32), dtype=np.float32) for heads in (4, 2, 2))
+    v[list(at), :, 5] = bad  # 1e6 is infinite in a cache of f16
+    cache = KVCache(1, 2, 32, n)
+    cache.store(0, 0, k, v)
+    alone = np.concatenate([attend_one(q[t : t + 1], cache, t, window) for t in range(n)])
+    finite = np.isfinite(alone)
+    for chunk in (7, 64, n):
+        parts = [attend_one(q[t : t + chunk], cache, t, window) for t in range(0, n, chunk)]
+        together = np.concatenate(parts)
+        np.testing.assert_array_equal(np.isfinite(together), finite)
+        assert together[finite].tobytes() == alone[finite].tobytes()
+    sees_bad = [any(b <= t and (not window or t - b < window) for b in at) for t in range(n)]
+    np.testing.assert_array_equal(~finite[:, :, 5].all(axis=1), sees_bad)
+    assert np.delete(finite, 5, axis=2).all()
+
+
+@pytest.mark.parametrize("pos", [0, 1, 127, 128, 130, 256])
+def test_a_score_that_is_nan_is_not_passed_over(isa: str, pos: int) -> None:
+    """Also where it is the only one of its tile."""
+    rng = np.random.default_rng(0)
+    q, k, v = (rng.standard_normal((pos + 1, 1, 16), dtype=np.float32) for _ in range(3))
+    k[pos, 0, :2] = np.inf, -np.inf
+    q[pos, 0, :2] = 1
+    cache = KVCache(1, 1, 16, pos + 1)
+    cache.store(0, 0, k, v)
+    for split in (False, True):
+        assert np.isnan(attention_f32(q[pos:], cache, layer=0, pos=pos, split=split)).all()
+    if pos:
+        assert np.isfinite(attention_f32(q[:pos], cache, layer=0, pos=0)).all()

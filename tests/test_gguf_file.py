@@ -129,6 +129,15 @@ def test_views_outlive_the_file_and_new_ones_are_refused(open_bytes):
             use("big")
 
 
+def test_a_file_that_was_shortened_is_refused(tmp_path):
+    path = tmp_path / "model.gguf"
+    path.write_bytes(small_file().build())
+    with GGUFFile.open(path) as file:
+        os.truncate(path, 100)
+        with pytest.raises(GGUFError, match="the file was shortened while it was open, to 100 bytes"):
+            file.tensor_bytes("norm")
+
+
 def test_released_pages_come_back(open_bytes):
     contents = np.arange(100_000, dtype=np.float32)
     file = open_bytes(

@@ -2,9 +2,12 @@
 
 import hashlib
 import os
+import random
+import signal
 import subprocess
 import sys
 import threading
+import time
 import types
 import zipfile
 from pathlib import Path
@@ -265,6 +268,41 @@ def test_what_a_killed_process_left_is_removed(index):
     hub.pull("tiny", progress=False)
     assert not leftovers(index)
     assert (index.cache / "tiny.gguf").read_bytes() == index.content
+
+
+def kill_after(seconds, pull):
+    """Pull in a child, and kill it after a while if it is not done; whether it was killed."""
+    child = os.fork()
+    if child == 0:
+        try:
+            pull()
+        finally:
+            os._exit(0)
+    time.sleep(seconds)
+    os.kill(child, signal.SIGKILL)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) != 0
+
+
+@pytest.mark.filterwarnings("ignore:This process:DeprecationWarning")  # of fork, where there are threads
+def test_kills_leave_no_half_written_file(index, monkeypatch):
+    """kill -9 at any moment, many times (WOOLLY_KILLS): the file is whole or not there, and the next pull cleans up."""
+    monkeypatch.setenv("FAKE_SLEEP", "0.01")
+    n_kills = int(os.environ.get("WOOLLY_KILLS", "20"))
+    started = time.perf_counter()
+    hub.pull("tiny", progress=False)
+    whole_s = time.perf_counter() - started
+    rng, n_killed = random.Random(0), 0
+    final = index.cache / "tiny.gguf"
+    for _ in range(n_kills):
+        final.unlink(missing_ok=True)
+        n_killed += kill_after(rng.uniform(0, 1.2 * whole_s), lambda: hub.pull("tiny", progress=False))
+        assert not final.exists() or final.read_bytes() == index.content
+        assert len(leftovers(index)) <= 1  # each one cleans up after the one before
+    assert n_killed >= n_kills // 3
+    final.unlink(missing_ok=True)
+    hub.pull("tiny", progress=False)
+    assert final.read_bytes() == index.content
+    assert not leftovers(index)
 
 
 def test_without_locks_young_folders_are_left_alone(index, monkeypatch):

@@ -10,7 +10,7 @@ from make_gguf import write_tiny_llama
 
 import woolly
 from woolly._kernels import default_threads
-from woolly.errors import GGUFError, UnsupportedModelError, WoollyError
+from woolly.errors import GGUFError, NotEnoughMemoryError, UnsupportedModelError, WoollyError
 from woolly.models import ARCHITECTURES
 
 
@@ -104,3 +104,32 @@ def test_flipped_bytes_load_or_are_refused(tiny: Path) -> None:
         except WoollyError:
             outcomes.add("refused")
     assert outcomes == {"loads", "refused"}
+
+
+def test_what_will_not_fit_is_refused_before_anything_is_allocated(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("woolly.memory.available_bytes", lambda: 2_000_000)
+    message = (
+        r"tiny\.gguf with n_ctx 6000 needs .* of memory \(weights .*, KV cache .*, scratch .*\), 2\.00 MB are "
+        r"available .*what would fit: n_ctx=\d+"
+    )
+    with pytest.raises(NotEnoughMemoryError, match=message) as caught:
+        woolly.load_gguf(tiny, n_ctx=6000)
+    n_ctx = int(str(caught.value).rpartition("=")[2])
+    woolly.load_gguf(tiny, n_ctx=n_ctx).close()
+    with pytest.raises(NotEnoughMemoryError):
+        woolly.load_gguf(tiny, n_ctx=n_ctx + 16)
+    monkeypatch.setattr("woolly.memory.available_bytes", lambda: 1000)
+    with pytest.raises(NotEnoughMemoryError, match=r"\(\d[\d,]* and 1,000 bytes\)$"):
+        woolly.load_gguf(tiny)
+
+
+@pytest.mark.parametrize("name", ["f32", "q8_0"])
+def test_the_estimate_holds_what_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    parts: dict[str, int] = {}
+    monkeypatch.setattr("woolly.loading.check_fits", lambda _, found, **__: parts.update(found))
+    path = write_tiny_llama(tmp_path / "m.gguf", dtype=name, tied=False, freq_factors=True)
+    with woolly.load_gguf(path) as model:
+        plan = model.memory_plan()
+    assert parts["weights"] == pytest.approx(plan.weights_bytes, rel=0.05)
+    assert parts["KV cache"] == plan.kv_cache_bytes
+    assert plan.scratch_bytes <= parts["scratch"] < 1.6 * plan.scratch_bytes

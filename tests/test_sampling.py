@@ -281,3 +281,35 @@ def test_parameters_are_checked(params, kind, message):
 
 def test_numpy_numbers_are_fine():
     assert Sampler(SamplingParams(temperature=np.float32(0.5), top_k=np.int64(3), seed=np.uint64(2**64 - 1)))
+
+
+@pytest.mark.parametrize("values", ["zeros", "one", "minus infinity but one", "huge", "random"])
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"temperature": 0},
+        {"temperature": 1e9},
+        {"temperature": 1e-300},
+        {"top_k": 0, "top_p": 1.0, "min_p": 0.0},
+        {"top_k": 1},
+        {"top_k": 2**40},
+        {"top_p": 0.0},
+        {"min_p": 1.0},
+        {"repeat_penalty": 1.5},
+        {"repeat_penalty": 1e-30, "repeat_last_n": -1},
+    ],
+    ids=str,
+)
+def test_edges_give_a_possible_id(values: str, params: dict[str, object]) -> None:
+    """Also with penalties and no history."""
+    logits = {
+        "zeros": np.zeros(50, np.float32),
+        "one": np.zeros(1, np.float32),
+        "minus infinity but one": np.where(np.arange(50) == 7, 0, -np.inf).astype(np.float32),
+        "huge": np.linspace(-3e38, 3e38, 50, dtype=np.float32),
+        "random": np.random.default_rng(0).standard_normal(50).astype(np.float32),
+    }[values]
+    for history in ([], [0], list(range(len(logits)))):
+        token = Sampler(SamplingParams(seed=0, **params)).sample(logits, history)
+        assert 0 <= token < len(logits)
+        assert np.isfinite(logits[token])

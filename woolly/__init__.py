@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 
 # Public name -> module that defines it. Imported at first use: `woolly --help` should not pay for the kernels.
 _HOME = {
+    "CancelledError": "errors",
     "ChatTemplate": "chat",
     "CheckpointError": "errors",
     "Completion": "session",
@@ -23,6 +24,7 @@ _HOME = {
     "MemoryPlan": "model",
     "Model": "model",
     "ModelConfig": "config",
+    "NonFiniteError": "errors",
     "NotEnoughMemoryError": "errors",
     "PackedMatrix": "_kernels",
     "Piece": "session",
@@ -44,6 +46,7 @@ _HOME = {
 }
 
 __all__ = [
+    "CancelledError",
     "ChatTemplate",
     "CheckpointError",
     "Completion",
@@ -55,6 +58,7 @@ __all__ = [
     "MemoryPlan",
     "Model",
     "ModelConfig",
+    "NonFiniteError",
     "NotEnoughMemoryError",
     "PackedMatrix",
     "Piece",
@@ -82,10 +86,12 @@ if TYPE_CHECKING:
     from woolly.config import ModelConfig
     from woolly.environment import show_config
     from woolly.errors import (
+        CancelledError,
         CheckpointError,
         ContextFullError,
         DownloadError,
         GGUFError,
+        NonFiniteError,
         NotEnoughMemoryError,
         TemplateError,
         UnsupportedFormatError,

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import functools
 import json
-import time
 import traceback
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime
@@ -20,9 +19,9 @@ import jinja2
 import jinja2.meta
 from jinja2 import nodes
 from jinja2.ext import Extension, loopcontrols
-from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from woolly.errors import TemplateError
+from woolly.sandbox import BoundedEnvironment, Budget, limited
 
 # The longest template in common use (gpt-oss) has 17,000 characters; a context of a million tokens has some 5 million.
 MAX_TEMPLATE_CHARS = 256 * 1024
@@ -61,7 +60,10 @@ class ChatTemplate:
         self.bos_token = bos_token
         self.eos_token = eos_token
         try:
-            self._template = _environment().from_string(source)
+            with limited(MAX_RENDER_S, MAX_OUTPUT_CHARS):  # constant expressions are computed here
+                self._template = _environment().from_string(source)
+        except TemplateError:
+            raise
         except jinja2.TemplateSyntaxError as error:
             raise TemplateError(f"chat template, line {error.lineno}: {error.message}") from error
         except Exception as error:  # deep nesting ends in RecursionError, odd constants in others of the compiler's
@@ -128,7 +130,8 @@ class ChatTemplate:
 
     def _run(self, variables: Mapping[str, Any]) -> str:
         try:
-            return _join_bounded(self._template.generate(variables))
+            with limited(MAX_RENDER_S, MAX_OUTPUT_CHARS) as budget:
+                return _join_bounded(self._template.generate(variables), budget)
         except TemplateError:
             raise
         except Exception as error:  # whatever a template raises, a TypeError of its own too, is the template's failure
@@ -233,21 +236,14 @@ def _cut_at_tag(text: str, final: str) -> str:
 # --- bounds and errors ---
 
 
-def _join_bounded(pieces: Iterable[str]) -> str:
-    """Join what a template yields; stop when it passes the bounds on size or time.
-
-    A template that loops without output never reaches this check: only running it in a helper process can bound that,
-    and this function is where such a process would be called.
-    """
-    deadline = time.monotonic() + MAX_RENDER_S
+def _join_bounded(pieces: Iterable[str], budget: Budget) -> str:
+    """Join what a template yields; stop when it passes the bounds on size or time."""
     parts = []
     n_chars = 0
     for piece in pieces:
         n_chars += len(piece)
-        if n_chars > MAX_OUTPUT_CHARS:
-            raise TemplateError(f"chat template wrote more than {MAX_OUTPUT_CHARS} characters")
-        if time.monotonic() > deadline:
-            raise TemplateError(f"chat template ran for more than {MAX_RENDER_S:g} s")
+        budget.check_chars(n_chars)
+        budget.tick()
         parts.append(piece)
     return "".join(parts)
 
@@ -324,11 +320,10 @@ def _tojson(
 
 
 @functools.cache
-def _environment() -> ImmutableSandboxedEnvironment:
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, loopcontrols]
+def _environment() -> BoundedEnvironment:
+    environment = BoundedEnvironment(
+        filters={"tojson": _tojson}, trim_blocks=True, lstrip_blocks=True, extensions=[_GenerationTag, loopcontrols]
     )
-    environment.filters["tojson"] = _tojson
     environment.globals |= {
         "raise_exception": _raise_exception,
         "strftime_now": _strftime_now,

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
-from woolly._kernels import KVCache, Program
+from woolly._kernels import KVCache, Program, Stop
 from woolly.config import ModelConfig
-from woolly.errors import ContextFullError, WoollyError
+from woolly.errors import ContextFullError, NonFiniteError, WoollyError
 
 
 class EngineSequence:
@@ -81,8 +82,7 @@ class Engine:
         cache_dtype: str = "f16",
         wait_ready: Callable[[], None] | None = None,
     ) -> None:
-        if cache_dtype not in ("f16", "f32"):
-            raise ValueError(f'cache_dtype must be "f16" or "f32", got {cache_dtype!r}')
+        check_cache_dtype(cache_dtype)
         self.program = program
         self.config = config
         self.n_ctx = n_ctx
@@ -107,6 +107,7 @@ class Engine:
         logits: str = "last",
         chunk: int | None = None,
         capture: dict[str, NDArray[np.float32] | None] | None = None,
+        stop: Stop | None = None,
     ) -> list[NDArray[np.float32]]:
         """Append tokens to sequences and compute logits.
 
@@ -120,6 +121,8 @@ class Engine:
             Most tokens computed at a time; the program's limit if None. Changes no result.
         capture : dict, optional
             Keys name operations (`program.names`); values become float32 (n_tokens, width), all items in a row.
+        stop : Stop, optional
+            Ends the step from another thread or at a deadline.
 
         Returns
         -------
@@ -130,6 +133,11 @@ class Engine:
         ------
         ContextFullError
             A sequence would grow beyond n_ctx. No sequence has changed.
+        CancelledError
+            `stop` ended the step. As after Ctrl-C, whole batches may have been done: `n_past` of each sequence is true.
+        NonFiniteError
+            A logit is NaN or infinite; the message names the operation that made the first such number. The sequences
+            are as they were before.
         WoollyError
             A token id is out of range, or an item has no tokens.
         """
@@ -146,10 +154,17 @@ class Engine:
         n_rows = [1 if logits == "last" else len(ids) for ids in tokens]
         results = [np.empty((n, self.config.vocab_size), dtype=np.float32) for n in n_rows]
         captured: dict[str, list[NDArray[np.float32]]] = {name: [] for name in capture or ()}
-        for batch in _batches([len(ids) for ids in tokens], limit):
-            self._run(batch, [sequence for sequence, _ in items], tokens, results, captured)
+        sequences = [sequence for sequence, _ in items]
+        before = [sequence.n_past for sequence in sequences]
+        batches = _batches([len(ids) for ids in tokens], limit)
+        for batch in batches:
+            self._run(batch, sequences, tokens, results, captured, stop=stop)
         if capture is not None:
             capture.update({name: np.concatenate(parts) for name, parts in captured.items() if parts})
+        if not all(map(_is_finite, results)):
+            for sequence, n_past in zip(sequences, before, strict=True):
+                sequence.n_past = n_past
+            self._explain(batches, sequences, tokens, results)
         return results
 
     def _checked(self, sequence: EngineSequence, ids: Sequence[int] | NDArray[np.integer]) -> NDArray[np.int32]:
@@ -167,6 +182,24 @@ class Engine:
             )
         return array.astype(np.int32)
 
+    def _explain(
+        self,
+        batches: list[list[_Piece]],
+        sequences: list[EngineSequence],
+        tokens: list[NDArray[np.int32]],
+        results: list[NDArray[np.float32]],
+    ) -> NoReturn:
+        """Run a step again, operation by operation, until the first number that is not finite."""
+        before = [sequence.n_past for sequence in sequences]
+        watch = _Watch([*self.program.names, *self.program.part_names])
+        try:
+            for batch in batches:
+                self._run(batch, sequences, tokens, results, {}, capture=watch)
+        finally:
+            for sequence, n_past in zip(sequences, before, strict=True):
+                sequence.n_past = n_past
+        raise NonFiniteError("logits are not finite, from keys and values of earlier tokens")
+
     def _run(
         self,
         batch: list[_Piece],
@@ -174,6 +207,9 @@ class Engine:
         tokens: list[NDArray[np.int32]],
         results: list[NDArray[np.float32]],
         captured: Mapping[str, list[NDArray[np.float32]]],
+        *,
+        capture: dict[str, NDArray[np.float32] | None] | None = None,
+        stop: Stop | None = None,
     ) -> None:
         spans = [(sequences[p.item].cache, sequences[p.item].n_past, p.end - p.begin) for p in batch]
         outputs, places, start = [], [], 0
@@ -188,8 +224,9 @@ class Engine:
         else:
             rows = np.empty((len(places), self.config.vocab_size), dtype=np.float32)
         ids = np.concatenate([tokens[p.item][p.begin : p.end] for p in batch])
-        capture = dict.fromkeys(captured) if captured else None
-        self.program.run(ids, spans, np.array(outputs, dtype=np.int32), rows, capture=capture)
+        if captured:
+            capture = dict.fromkeys(captured)
+        self.program.run(ids, spans, np.array(outputs, dtype=np.int32), rows, capture=capture, stop=stop)
         for p in batch:
             sequences[p.item].n_past += p.end - p.begin
         for name in captured:
@@ -197,6 +234,33 @@ class Engine:
         if rows is not results[batch[0].item]:
             for (item, row), values in zip(places, rows, strict=True):
                 results[item][row] = values
+
+
+class _Watch(dict[str, Any]):
+    """Takes what a run captures, keeps nothing, and raises at the first output that is not finite."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        super().__init__(dict.fromkeys(names))
+
+    def __setitem__(self, name: str, rows: NDArray[np.float32]) -> None:
+        if not _is_finite(rows):
+            place = tuple(int(i) for i in np.argwhere(~np.isfinite(rows))[0])  # of experts: token, slot, column
+            raise NonFiniteError(
+                f"logits are not finite: the first number that is not is {rows[place]} in the output of "
+                f"{name!r}, row {place[0]}, column {place[-1]}"
+            )
+
+
+def check_cache_dtype(cache_dtype: str) -> None:
+    """Raise ValueError unless keys and values can be stored so."""
+    if cache_dtype not in ("f16", "f32"):
+        raise ValueError(f'cache_dtype must be "f16" or "f32", got {cache_dtype!r}')
+
+
+def _is_finite(rows: NDArray[np.float32]) -> bool:
+    """Whether no value is NaN or infinite; a NaN is the largest and the smallest of any array that holds one."""
+    with np.errstate(invalid="ignore"):
+        return bool(np.isfinite(rows.max(initial=0)) and np.isfinite(rows.min(initial=0)))
 
 
 def _batches(lengths: list[int], limit: int) -> list[list[_Piece]]:

@@ -29,6 +29,14 @@ class ContextFullError(WoollyError):
     """A sequence does not fit into the context: the message gives both lengths in tokens."""
 
 
+class NonFiniteError(WoollyError):
+    """Logits are NaN or infinite: the message names the operation in which the first such number appeared."""
+
+
+class CancelledError(WoollyError):
+    """A step was ended by `cancel` or its deadline; the session holds what was computed before, and can go on."""
+
+
 class NotEnoughMemoryError(WoollyError):
     """A model will not fit: the message gives the bytes needed and available, and what would fit."""
 

@@ -185,8 +185,9 @@ class GGUFFile:
 
     Notes
     -----
-    Reading from several threads at once is safe. The file is mapped, not copied: whoever shortens it while it is open
-    makes reading from it end the process with SIGBUS, as any mapping would. Writers should replace files by renaming.
+    Reading from several threads at once is safe. The file is mapped, not copied: `tensor_bytes` refuses a file that has
+    been shortened, but whoever shortens it between that and the reading of the view makes the reading end the process
+    with SIGBUS, as any mapping would. Writers should replace files by renaming. A loaded model needs no file any more.
     """
 
     def __init__(
@@ -244,8 +245,14 @@ class GGUFFile:
             If the file has no tensor of this name.
         ValueError
             If the file is closed.
+        GGUFError
+            If the file has been shortened since it was opened.
         """
         info = self.tensors[name]
+        if self._open_map().size() < len(self._open_map()):
+            raise GGUFError(
+                f"{self.path!r}: the file was shortened while it was open, to {self._open_map().size()} bytes"
+            )
         return np.frombuffer(self._open_map(), np.uint8, count=info.n_bytes, offset=info.offset)
 
     def release(self, name: str) -> None:

@@ -38,6 +38,11 @@ class RopeTable:
     ----------
     cos, sin : float32, (n_ctx, n_rot / 2)
         Times the attention factor.
+
+    Raises
+    ------
+    GGUFError
+        The base does not make finite frequencies.
     """
 
     def __init__(
@@ -49,7 +54,10 @@ class RopeTable:
         freq_factors: NDArray[np.float32] | None = None,
         scaling: RopeScaling = NOT_SCALED,
     ) -> None:
-        frequencies = theta ** (-np.arange(0, n_rot, 2, dtype=np.float64) / n_rot)
+        with np.errstate(over="ignore"):
+            frequencies = theta ** (-np.arange(0, n_rot, 2, dtype=np.float64) / n_rot)
+        if not np.isfinite(frequencies * n_ctx).all():
+            raise GGUFError(f"rope.freq_base: {theta} makes frequencies that are not finite")
         if freq_factors is not None:
             frequencies = frequencies / freq_factors.astype(np.float64)
         factor = scaling.attention_factor

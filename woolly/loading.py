@@ -8,25 +8,28 @@ from functools import partial
 from pathlib import Path
 
 from woolly import synthetic
-from woolly._kernels import Program
+from woolly._kernels import KVCache, Program
 from woolly.byte_tokenizer import ByteTokenizer
 from woolly.chat import ChatTemplate
 from woolly.checkpoint import Checkpoint
+from woolly.config import ModelConfig
 from woolly.convert.opening import is_gguf, open_checkpoint
 from woolly.convert.quantized import QuantizedCheckpoint
-from woolly.engine import Engine
+from woolly.engine import Engine, check_cache_dtype
 from woolly.errors import GGUFError, WoollyError
 from woolly.gguf_split import open_gguf
 from woolly.materialise import Materialisation
+from woolly.memory import check_fits
 from woolly.metadata import Metadata
 from woolly.model import Model
 from woolly.models import architecture
 from woolly.prompts import DEFAULT, TemplateSet
 from woolly.tokenizer import Tokenizer
-from woolly.weights import Weights
+from woolly.weights import Weights, packed_bytes
 
 DEFAULT_N_CTX = 4096
 MAX_BATCH_TOKENS = 256  # of one run: more makes prefill no faster, and takes scratch
+Q16_BYTES_A_VALUE = 3  # of an activation that a quantised matmul reads: two digits, and its part of a block's scales
 
 
 def load_gguf(
@@ -62,6 +65,8 @@ def load_gguf(
         The file is malformed, or its tensors do not fit its configuration.
     UnsupportedModelError, UnsupportedFormatError
         It is well-formed, but this version cannot run it.
+    NotEnoughMemoryError
+        Weights, one full session and scratch will not fit; nothing has been allocated.
     WoollyError
         n_ctx or n_threads is out of range.
     OSError
@@ -109,6 +114,7 @@ def load_folder(
 def _load(
     file: Checkpoint, started: float, n_ctx: int | None, n_threads: int | None, cache_dtype: str, name: str
 ) -> Model:
+    check_cache_dtype(cache_dtype)
     arch = architecture(file.metadata.get_str("general.architecture"))
     config = arch.read_config(file.metadata)
     n_ctx = _check_n_ctx(n_ctx, config.n_ctx_train)
@@ -116,6 +122,7 @@ def _load(
     if tokenizer.vocab_size != config.vocab_size:
         raise GGUFError(f"{file.path}: the tokenizer has {tokenizer.vocab_size} tokens, the model {config.vocab_size}")
     program = Program(min(MAX_BATCH_TOKENS, n_ctx), n_threads)
+    _check_memory(name, file, config, n_ctx, program.max_tokens, cache_dtype)
     weights = Weights(file, n_threads=program.n_threads)
     arch.record(program, config, weights, n_ctx)
     weights.check_all_taken()
@@ -240,6 +247,31 @@ def _check_n_ctx(n_ctx: int | None, n_ctx_train: int) -> int:
     if n_ctx > n_ctx_train:
         raise WoollyError(f"n_ctx: {n_ctx} tokens asked for, the model was trained for {n_ctx_train}")
     return n_ctx
+
+
+def _check_memory(
+    name: str, file: Checkpoint, config: ModelConfig, n_ctx: int, max_tokens: int, cache_dtype: str
+) -> None:
+    """Refuse what will not fit before any of it is allocated; scratch is an estimate, as nothing is recorded yet."""
+    q_size, kv_size = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
+    quantised = 2 * config.hidden_size + q_size + config.intermediate_size  # values that matmuls read
+    values = 4 * config.hidden_size + 2 * (q_size + kv_size + config.intermediate_size)
+
+    def cache_bytes(n: int) -> int:
+        return KVCache.bytes_for(config.n_layers, config.n_kv_heads, config.head_dim, n, dtype=cache_dtype)
+
+    parts = {
+        "weights": sum(packed_bytes(info) for info in file.tensors.values()),
+        "KV cache": cache_bytes(n_ctx),
+        "scratch": max_tokens * (4 * values + Q16_BYTES_A_VALUE * quantised) + 4 * config.vocab_size,
+    }
+
+    def what_fits(available: int) -> str:
+        room = available - parts["weights"] - parts["scratch"]
+        n = room // (cache_bytes(16) // 16) // 16 * 16
+        return f"n_ctx={n}" if 0 < n < n_ctx else ""
+
+    check_fits(f"{name} with n_ctx {n_ctx}", parts, what_fits=what_fits)
 
 
 def _read_templates(metadata: Metadata, tokenizer: Tokenizer) -> TemplateSet:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import os
 import threading
 import time
 import weakref
@@ -84,6 +85,19 @@ class Materialisation:
             raise WoollyError(f"generating the weights failed, {kind}: {self._error}") from self._error
         if self._ended.is_set() and self.seconds is None:
             raise WoollyError("the model was closed before its weights were generated")
+
+
+def _lost_in_fork() -> None:
+    """In a child of fork the thread that generates is not there: say so to whoever waits."""
+    for materialisation in list(_running):
+        materialisation._recorded, materialisation._ended = threading.Event(), threading.Event()
+        materialisation._error = WoollyError("the process was forked while the weights were being generated")
+        materialisation._recorded.set()
+        materialisation._ended.set()
+    _running.clear()
+
+
+os.register_at_fork(after_in_child=_lost_in_fork)
 
 
 @atexit.register

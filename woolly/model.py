@@ -250,8 +250,12 @@ class Model:
             raise WoollyError(f"{self.name}: the model was closed")
 
     def close(self) -> None:
-        """Refuse further use. Memory goes when the last session does."""
+        """Refuse further use, and end what other threads compute with it: they get WoollyError.
+
+        Memory goes when the last session does.
+        """
         self._is_open = False
+        self.engine.program.close()
         if self.materialisation is not None:
             self.materialisation.cancel()
 

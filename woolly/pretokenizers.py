@@ -104,7 +104,9 @@ def find_pretokenizer(name: str) -> PreTokenizer:
         return PRE_TOKENIZERS[name]
     except KeyError:
         known = ", ".join(sorted(PRE_TOKENIZERS))
-        raise UnsupportedModelError(f"unknown pre-tokenizer {name!r} in tokenizer.ggml.pre; known: {known}") from None
+        raise UnsupportedModelError(
+            f"unknown pre-tokenizer {name[:80]!r} in tokenizer.ggml.pre; known: {known}"
+        ) from None
 
 
 # English contractions, then words, numbers, punctuation and white space: the building blocks of the GPT family.

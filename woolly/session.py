@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import operator
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -10,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from woolly._kernels import Stop
 from woolly.errors import ContextFullError, WoollyError
 from woolly.sampling import Sampler, SamplingParams
 
@@ -122,13 +126,19 @@ class Session:
 
     Notes
     -----
-    A prompt that begins like what the cache holds is only computed from where it differs. One thread at a time.
+    A prompt that begins like what the cache holds is only computed from where it differs. One thread and one answer at
+    a time: another thread gets WoollyError while a step runs, and so does a stream that is read on after something else
+    has used the session. `cancel` alone may be called from any thread.
     """
 
     def __init__(self, model: Model) -> None:
         self._model = model
         self._sequence = model.engine.new_sequence()
         self._tokens: list[int] = []  # what the cache holds, position by position
+        self._busy = threading.RLock()
+        self._stop = Stop()
+        self._n_changes = 0  # of the cache: how a stream notices that something else has used the session
+        self._is_answering = False  # a stream feeds, not the user
 
     @property
     def n_past(self) -> int:
@@ -148,10 +158,28 @@ class Session:
         ValueError
             There are no n tokens.
         """
-        self._sequence.rewind(n)
-        del self._tokens[n:]
+        with self._alone():
+            self._sequence.rewind(n)
+            del self._tokens[n:]
+            self._n_changes += 1
 
-    def feed(self, ids: Sequence[int], /, *, logits: str = "last", chunk: int | None = None) -> NDArray[np.float32]:
+    def cancel(self) -> None:
+        """End the `feed` or the answer that is under way, from any thread: whoever waits for it gets CancelledError.
+
+        It takes effect after the operation in hand. What was computed stays, and the session can be used again; the
+        next prompt gets the same answer as ever. A request that begins later is not affected.
+        """
+        self._stop.cancel()
+
+    def feed(
+        self,
+        ids: Sequence[int],
+        /,
+        *,
+        logits: str = "last",
+        chunk: int | None = None,
+        timeout_s: float | None = None,
+    ) -> NDArray[np.float32]:
         """Append tokens.
 
         Parameters
@@ -160,6 +188,8 @@ class Session:
         logits : {"last", "all"}
         chunk : int, optional
             Most tokens computed at a time; changes no result.
+        timeout_s : float, optional
+            Seconds after which it gives up.
 
         Returns
         -------
@@ -169,14 +199,24 @@ class Session:
         ------
         ContextFullError
             They do not fit into the context; nothing has changed.
+        CancelledError
+            `cancel` or `timeout_s` ended it. As after Ctrl-C, `n_past` tells how many tokens are in the cache.
+        NonFiniteError
+            The model's numbers are NaN or infinite; nothing has changed.
+        WoollyError
+            An id is no token of the model's, or another thread is using the session.
         """
         self._model.check_open()
-        ids = [int(token) for token in ids]
-        self._tokens[self.n_past :] = ids
-        try:
-            rows = self._model.engine.step([(self._sequence, ids)], logits=logits, chunk=chunk)[0]
-        finally:
-            del self._tokens[self.n_past :]
+        ids = _checked_ids(ids)
+        with self._alone():
+            if not self._is_answering:
+                self._stop.reset(_deadline(timeout_s))
+            self._n_changes += 1
+            self._tokens[self.n_past :] = ids
+            try:
+                rows = self._model.engine.step([(self._sequence, ids)], logits=logits, chunk=chunk, stop=self._stop)[0]
+            finally:
+                del self._tokens[self.n_past :]
         return rows[0] if logits == "last" else rows
 
     def stream(
@@ -185,6 +225,7 @@ class Session:
         *,
         max_tokens: int = DEFAULT_MAX_TOKENS,
         stop: str | Sequence[str] = (),
+        timeout_s: float | None = None,
         **sampling: Any,
     ) -> Iterator[Piece]:
         """Continue a prompt, piece by piece.
@@ -196,6 +237,8 @@ class Session:
         max_tokens : int
         stop : str or sequence of str
             Strings that end the answer; they are not part of it.
+        timeout_s : float, optional
+            Seconds from now after which prefill or decode is ended.
         **sampling
             Fields of `SamplingParams`: temperature, top_k, top_p, min_p, repeat_penalty, seed …
 
@@ -208,10 +251,14 @@ class Session:
         ------
         ContextFullError
             The prompt does not fit, or the context fills up before the answer ends.
+        CancelledError
+            `cancel` or `timeout_s` ended it.
+        WoollyError
+            Something else has used the session since the last piece, and the answer cannot go on.
         """
         clock = _Clock()
-        ids = self._model.tokenizer.encode(prompt) if isinstance(prompt, str) else [int(t) for t in prompt]
-        return self._generate(ids, clock, max_tokens, stop, SamplingParams(**sampling))
+        ids = self._model.tokenizer.encode(prompt) if isinstance(prompt, str) else _checked_ids(prompt)
+        return self._generate(ids, clock, max_tokens, stop, SamplingParams(**sampling), _deadline(timeout_s))
 
     def stream_chat(
         self,
@@ -219,6 +266,7 @@ class Session:
         *,
         max_tokens: int = DEFAULT_MAX_TOKENS,
         stop: str | Sequence[str] = (),
+        timeout_s: float | None = None,
         **options: Any,
     ) -> Iterator[Piece]:
         """Answer a conversation through the model's chat template; arguments as for `stream`.
@@ -229,7 +277,7 @@ class Session:
         clock = _Clock()
         sampling = {name: options.pop(name) for name in _SAMPLING_FIELDS & options.keys()}
         ids = self._model.encode_chat(messages, **options)
-        return self._generate(ids, clock, max_tokens, stop, SamplingParams(**sampling))
+        return self._generate(ids, clock, max_tokens, stop, SamplingParams(**sampling), _deadline(timeout_s))
 
     def generate(self, prompt: str | Sequence[int], **options: Any) -> Completion:
         """Continue a prompt and return the whole answer; arguments as for `stream`."""
@@ -250,9 +298,9 @@ class Session:
             n_shared += 1
         if len(ids) > self._model.n_ctx:
             raise ContextFullError(f"the prompt has {len(ids)} tokens, n_ctx is {self._model.n_ctx}")
-        self.rewind(n_shared)
         self._model.wait_ready()  # not a part of prefill, though of the time to the first token
         started = time.perf_counter()
+        self.rewind(n_shared)
         logits = self.feed(ids[n_shared:])
         clock.prefill_s += time.perf_counter() - started
         clock.n_prefilled += len(ids) - n_shared
@@ -265,8 +313,35 @@ class Session:
         clock.n_decoded += 1
         return logits
 
+    @contextlib.contextmanager
+    def _alone(self) -> Iterator[None]:
+        """Keep other threads out while the cache changes."""
+        if not self._busy.acquire(blocking=False):
+            raise WoollyError("the session is in use by another thread: give each thread a session of its own")
+        try:
+            yield
+        finally:
+            self._busy.release()
+
+    @contextlib.contextmanager
+    def _answering(self, deadline_s: float | None) -> Iterator[None]:
+        """A step of a stream: alone, and ended by a `cancel` that came before it or at the stream's own deadline."""
+        with self._alone():
+            self._is_answering = True
+            self._stop.set_deadline(deadline_s)
+            try:
+                yield
+            finally:
+                self._is_answering = False
+
     def _generate(
-        self, ids: list[int], clock: _Clock, max_tokens: int, stop: str | Sequence[str], params: SamplingParams
+        self,
+        ids: list[int],
+        clock: _Clock,
+        max_tokens: int,
+        stop: str | Sequence[str],
+        params: SamplingParams,
+        deadline_s: float | None,
     ) -> Iterator[Piece]:
         if max_tokens < 1:
             raise ValueError(f"max_tokens must be at least 1, got {max_tokens}")
@@ -274,7 +349,10 @@ class Session:
         decoder = self._model.tokenizer.stream_decoder(continuation=True)
         text = _StopText((stop,) if isinstance(stop, str) else tuple(stop))
         generated: list[int] = []
-        logits = self._prefill(ids, clock)
+        self._stop.reset()
+        with self._answering(deadline_s):
+            logits = self._prefill(ids, clock)
+            n_changes = self._n_changes
         reason = "length"
         while True:
             token = sampler.sample(logits, ids + generated)
@@ -290,13 +368,38 @@ class Session:
             yield Piece(out, token)
             if len(generated) == max_tokens:
                 break
-            logits = self._decode(token, clock)
+            with self._answering(deadline_s):
+                if self._n_changes != n_changes:
+                    raise WoollyError("the session has been used for something else since this answer's last piece")
+                logits = self._decode(token, clock)
+                n_changes = self._n_changes
         if not text.stopped:
             rest = text.add(decoder.flush())
             reason = "stop" if text.stopped else reason
             rest += text.flush()
         completion = Completion(text.whole, generated, reason, len(ids), clock.timing(self._model.base_timing))
         yield Piece(rest, None, reason, completion)
+
+
+def _checked_ids(ids: Sequence[int]) -> list[int]:
+    """Token ids as a list; WoollyError for what is no integer, be it a string of digits or a whole float."""
+    if isinstance(ids, str | bytes | bytearray):
+        raise WoollyError(f"expected a sequence of token ids, got {type(ids).__name__}")
+    checked = []
+    for token in ids:
+        if isinstance(token, bool) or not hasattr(token, "__index__"):
+            raise WoollyError(f"token ids are integers, got {token!r}")
+        checked.append(operator.index(token))
+    return checked
+
+
+def _deadline(timeout_s: float | None) -> float | None:
+    """A time of the monotonic clock from seconds that are left."""
+    if timeout_s is None:
+        return None
+    if isinstance(timeout_s, bool) or not isinstance(timeout_s, int | float) or not timeout_s > 0:
+        raise ValueError(f"timeout_s must be a number of seconds above 0, got {timeout_s!r}")
+    return time.monotonic() + timeout_s
 
 
 def _last(pieces: Iterator[Piece]) -> Completion:

@@ -201,7 +201,7 @@ class Vocabulary:
         """Return the byte that a token of type BYTE stands for."""
         match = _BYTE_TOKEN.fullmatch(self.tokens[token_id])
         if match is None:
-            token = self.tokens[token_id]
+            token = self.tokens[token_id][:80]
             raise GGUFError(f"{PREFIX}tokens has {token!r} of type byte as id {token_id}, expected <0x00> to <0xFF>")
         return int(match[1], 16)
 
@@ -284,7 +284,9 @@ def read_merges(keys: Keys, ids: dict[str, int]) -> list[str]:
     merges = keys.strings("merges")
     number = find_bad_merge(merges, ids)  # a vocabulary can have 300,000
     if number >= 0:
-        raise GGUFError(f"{PREFIX}merges has {merges[number]!r} as number {number}, expected the two parts of a token")
+        raise GGUFError(
+            f"{PREFIX}merges has {merges[number][:80]!r} as number {number}, expected the two parts of a token"
+        )
     return merges
 
 
@@ -306,7 +308,8 @@ def _read_kind(keys: Keys) -> str:
     if kind is None:
         raise GGUFError(f"{PREFIX}model is missing: the file has no tokenizer")
     if kind not in KINDS:
-        raise UnsupportedModelError(f"unknown tokenizer {kind!r} in {PREFIX}model; known: {', '.join(sorted(KINDS))}")
+        known = ", ".join(sorted(KINDS))
+        raise UnsupportedModelError(f"unknown tokenizer {kind[:80]!r} in {PREFIX}model; known: {known}")
     return kind
 
 
@@ -326,7 +329,7 @@ def _index(tokens: list[str]) -> dict[str, int]:
     ids = dict(zip(tokens, range(len(tokens)), strict=True))
     if len(ids) != len(tokens):
         first, token = next((i, token) for i, token in enumerate(tokens) if ids[token] != i)
-        raise GGUFError(f"{PREFIX}tokens has {token!r} twice, as ids {first} and {ids[token]}")
+        raise GGUFError(f"{PREFIX}tokens has {token[:80]!r} twice, as ids {first} and {ids[token]}")
     return ids
 
 

@@ -6,6 +6,7 @@ nothing is inflated on the way. It does not know what a tensor is for.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -15,6 +16,14 @@ from woolly._kernels import PackedExperts, PackedMatrix, dequantize, kernel_form
 from woolly.checkpoint import Checkpoint
 from woolly.errors import GGUFError, UnsupportedFormatError
 from woolly.gguf_file import TensorInfo
+from woolly.metadata import show
+
+
+def packed_bytes(info: TensorInfo) -> int:
+    """Bytes that a tensor takes once it is packed, or as it is where no kernel takes its format."""
+    if len(info.shape) == 1 or info.format.name not in kernel_formats():
+        return max(info.n_bytes, 4 * info.shape[-1])
+    return PackedMatrix(math.prod(info.shape[:-1]), info.shape[-1], info.format.name).nbytes
 
 
 class Weights:
@@ -120,7 +129,7 @@ class Weights:
         """
         for name in self._file.tensors:
             if name not in self._taken:
-                raise GGUFError(f"{self._file.path}: tensor {name!r} has no place in this architecture")
+                raise GGUFError(f"{self._file.path}: tensor {show(name)} has no place in this architecture")
 
     def skip(self, name: str) -> None:
         """Say that a tensor is known and not needed."""
@@ -129,15 +138,15 @@ class Weights:
     def _checked(self, name: str, shape: tuple[int, ...]) -> TensorInfo:
         info = self._file.tensors.get(name)
         if info is None:
-            raise GGUFError(f"{self._file.path}: tensor {name!r} is missing")
+            raise GGUFError(f"{self._file.path}: tensor {show(name)} is missing")
         if info.shape != shape:
             raise GGUFError(
-                f"{self._file.path}: tensor {name!r} at offset {info.offset} has shape {info.shape}, "
+                f"{self._file.path}: tensor {show(name)} at offset {info.offset} has shape {info.shape}, "
                 f"the configuration says {shape}"
             )
         if info.format.name not in kernel_formats():
             raise UnsupportedFormatError(
-                f"{self._file.path}: tensor {name!r} is stored as {info.format.name}, which has no kernels yet; "
+                f"{self._file.path}: tensor {show(name)} is stored as {info.format.name}, which has no kernels yet; "
                 f"those that have: {', '.join(kernel_formats())}"
             )
         self._taken.add(name)

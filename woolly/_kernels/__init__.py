@@ -13,7 +13,7 @@ from woolly._kernels.dispatch import (
 from woolly._kernels.experts import PackedExperts, route_experts
 from woolly._kernels.generate import GENERATED_FORMATS, generate, generate_all
 from woolly._kernels.matmul import PackedMatrix, aligned_empty, dequantize, matmul
-from woolly._kernels.program import Program
+from woolly._kernels.program import Program, Stop
 from woolly._kernels.quantize import QUANTIZED_FORMATS, quantize_rows
 from woolly._kernels.rows import (
     activation_f32,
@@ -35,6 +35,7 @@ __all__ = [
     "PackedExperts",
     "PackedMatrix",
     "Program",
+    "Stop",
     "activation_f32",
     "active_isa",
     "aligned_empty",

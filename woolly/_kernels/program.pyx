@@ -33,7 +33,8 @@ from woolly._kernels.matmul cimport MatrixView, PackedMatrix, matrix_row
 
 from woolly._kernels.matmul import aligned_empty
 from woolly._kernels.rows import ACTIVATIONS, GATED_ACTIVATIONS, ROPE_PAIRINGS
-from woolly._kernels.threads import check_threads
+from woolly._kernels.threads import check_threads, forks, usable_threads
+from woolly.errors import CancelledError, WoollyError
 
 cdef extern from "team.h" nogil:
     ctypedef struct woolly_team:
@@ -87,6 +88,14 @@ cdef enum:
     LOGITS = -1                # the output of the head is the caller's array
 
 cdef double SIGNAL_INTERVAL_S = 0.03
+cdef double LOCK_INTERVAL_S = 0.02  # how often a run that waits for another looks whether it is still wanted
+
+cdef enum:
+    GO_ON
+    INTERRUPTED                # a signal's handler has raised
+    CANCELLED
+    OVERDUE
+    CLOSED
 
 cdef struct Buffer:
     float *data                # (max_tokens, stride), of which width are used; rows a pair: max_tokens * pairs
@@ -173,8 +182,43 @@ cdef struct Run:
     bint split
     double *times              # of each stage, or NULL
     volatile int stop          # set between arrival and release, so that all threads see the same
+    volatile int *asked        # of the caller's Stop, or NULL
+    double deadline_s          # 0 for none
     double checked_s           # when signals were last looked for
     double before_s            # when the last stage ended
+
+
+cdef class Stop:
+    """A way to end runs from outside: from any thread, or at a deadline."""
+
+    cdef volatile int _asked
+    cdef double _deadline_s
+
+    def reset(self, deadline_s=None):
+        """Forget an earlier `cancel`; from now on runs end at deadline_s of `time.monotonic`, if it is given."""
+        self._asked = 0
+        self._deadline_s = 0 if deadline_s is None else deadline_s
+
+    def set_deadline(self, deadline_s):
+        """Runs end at deadline_s of `time.monotonic`, or at no time if None."""
+        self._deadline_s = 0 if deadline_s is None else deadline_s
+
+    def cancel(self):
+        """End the run that has this stop, and each one after it until `reset`."""
+        self._asked = 1
+
+    def check(self):
+        """Raise CancelledError if it was cancelled, or the deadline has passed."""
+        raise_for(CANCELLED if self._asked else OVERDUE if 0 < self._deadline_s <= seconds_now() else GO_ON)
+
+
+cdef raise_for(int reason):
+    if reason == CANCELLED:
+        raise CancelledError("the step was cancelled")
+    if reason == OVERDUE:
+        raise CancelledError("the step was ended at its deadline")
+    if reason == CLOSED:
+        raise WoollyError("the model was closed")
 
 
 cdef class Program:
@@ -196,6 +240,8 @@ cdef class Program:
     cdef readonly int n_threads
     cdef readonly int64_t buffer_bytes  # of all activation buffers
     cdef readonly list names          # of the operations, such as "blk.3.attn_norm"
+    cdef readonly list part_names     # of the outputs of matmuls that have several, such as "blk.3.attn_qkv.k"
+    cdef dict _parts_of               # operation name -> buffer names, where there are several
     cdef list _out_of                 # the buffer name each operation writes
     cdef dict _buffers                # name -> index
     cdef list _alive                  # everything whose memory an operation points to
@@ -209,7 +255,8 @@ cdef class Program:
     cdef bint _outputs_only
     cdef int64_t _n_layers, _n_kv_heads, _head_dim, _max_heads, _vocab_size, _logits_width, _max_positions
     cdef object _scratch, _partial, _lock, _interrupt
-    cdef volatile int _cancel
+    cdef volatile int _cancel, _closed
+    cdef int _n_forks
 
     def __cinit__(self, max_tokens, n_threads=None):
         if max_tokens < 1:
@@ -223,9 +270,11 @@ cdef class Program:
         self._tasks = <woolly_tasks *>calloc(2 * self._capacity, sizeof(woolly_tasks))
         if self._ops == NULL or self._buf == NULL or self._stages == NULL or self._tasks == NULL:
             raise MemoryError
+        self.part_names, self._parts_of = [], {}
         self.names, self._out_of, self._alive, self._buffers, self._writer = [], [], [], {}, {}
         self._plans = {}
         self._lock = threading.Lock()
+        self._n_forks = forks()
         self._max_positions = 2**31 - 1
 
     def __dealloc__(self):
@@ -414,6 +463,9 @@ cdef class Program:
             part.out = LOGITS if out == "logits" else self._buffers[out]
             self._writer[out] = self._n_ops - 1
             self._alive.append(w)
+        if len(outs) > 1:
+            self._parts_of[name] = outs
+            self.part_names += [f"{name}.{out}" for out in outs]
         return outs if len(outs) > 1 else outs[0]
 
     def _want_quantised(self, x):
@@ -597,7 +649,11 @@ cdef class Program:
 
     # Running
 
-    def run(self, tokens, spans, outputs, logits, /, *, capture=None, times=None):
+    def close(self):
+        """Refuse further runs, and end the one that runs, in whatever thread it is, with WoollyError."""
+        self._closed = 1
+
+    def run(self, tokens, spans, outputs, logits, /, *, capture=None, times=None, stop=None):
         """Run every operation for one batch.
 
         Parameters
@@ -611,12 +667,19 @@ cdef class Program:
         logits : float32, (n_outputs, vocab_size), C-contiguous
             Written.
         capture : dict, optional
-            Keys are operation names; each value becomes the float32 (n_rows, width) output of that operation.
+            Keys are operation names, or `part_names` for single outputs of matmuls that have several; each value
+            becomes the float32 (n_rows, width) output of that operation, the first one where it has several.
         times : float64, (n_stages,), optional
             Seconds of each stage are added.
+        stop : Stop, optional
+            Ends the run from outside, between two stages or while it waits for another run.
 
         Raises
         ------
+        CancelledError
+            `stop` was cancelled or its deadline has passed; the caches hold a part of the batch, as for Ctrl-C.
+        WoollyError
+            The program was closed.
         ValueError
             A token, position, cache or array does not fit the program.
         KeyboardInterrupt
@@ -628,11 +691,29 @@ cdef class Program:
         if len(tokens) == 0:
             return
         positions, span_of = self._expand(spans)
-        with self._lock:
+        self._enter(stop)
+        try:
             if capture is None:
-                self._run_stages(tokens, spans, positions, span_of, outputs, logits, 0, -1, times)
+                self._run_stages(tokens, spans, positions, span_of, outputs, logits, 0, -1, times, stop)
             else:
-                self._run_capturing(tokens, spans, positions, span_of, outputs, logits, capture)
+                self._run_capturing(tokens, spans, positions, span_of, outputs, logits, capture, stop)
+        finally:
+            self._lock.release()
+
+    def _enter(self, stop):
+        """Take the lock; give up as soon as the run is not wanted any more."""
+        if self._n_forks != forks():
+            # A child of fork: the thread that may have held the lock is not here.
+            self._lock, self._n_forks = threading.Lock(), forks()
+        if stop is not None:
+            stop.check()
+        while not self._lock.acquire(timeout=LOCK_INTERVAL_S):
+            if stop is not None:
+                stop.check()
+            raise_for(CLOSED if self._closed else GO_ON)
+        if self._closed:
+            self._lock.release()
+            raise_for(CLOSED)
 
     def _check(self, tokens, spans, outputs, logits):
         if tokens.ndim != 1 or len(tokens) > self.max_tokens:
@@ -665,16 +746,19 @@ cdef class Program:
         positions = np.concatenate([np.arange(pos, pos + n, dtype=np.int32) for _, pos, n in spans])
         return positions, np.repeat(np.arange(len(spans), dtype=np.int32), [n for _, _, n in spans])
 
-    def _run_capturing(self, tokens, spans, positions, span_of, outputs, logits, capture):
-        unknown = sorted(set(capture) - set(self.names))
+    def _run_capturing(self, tokens, spans, positions, span_of, outputs, logits, capture, stop):
+        unknown = sorted(set(capture) - set(self.names) - set(self.part_names))
         if unknown:
             raise ValueError(f"capture: no operation named {', '.join(unknown)}")
         cdef int op
         for op in range(self._n_ops):
-            self._run_stages(tokens, spans, positions, span_of, outputs, logits, op, op + 1, None)
+            self._run_stages(tokens, spans, positions, span_of, outputs, logits, op, op + 1, None, stop)
             name = self.names[op]
+            n = len(outputs) if self._ops[op].outputs_only else len(tokens)
+            for out in self._parts_of.get(name, ()):
+                if f"{name}.{out}" in capture and out != "logits":
+                    capture[f"{name}.{out}"] = self._read(out, n, self._ops[op].plan)
             if name in capture:
-                n = len(outputs) if self._ops[op].outputs_only else len(tokens)
                 is_logits = self._out_of[op] == "logits"
                 capture[name] = logits.copy() if is_logits else self._read(self._out_of[op], n, self._ops[op].plan)
 
@@ -689,7 +773,8 @@ cdef class Program:
             memcpy(&view[row, 0], buf.data + source * buf.stride, buf.width * sizeof(float))
         return out.reshape(n, buf.pairs, buf.width) if buf.pairs else out
 
-    cdef _run_stages(self, tokens, spans, positions, span_of, outputs, logits, int op_begin, int op_end, times):
+    cdef _run_stages(self, tokens, spans, positions, span_of, outputs, logits, int op_begin, int op_end, times,
+                     Stop stop):
         """All stages (op_end < 0), or the single operation [op_begin, op_end)."""
         cdef const int32_t[::1] token_view = tokens, position_view = positions, span_view = span_of
         cdef const int32_t[::1] output_view = outputs
@@ -701,7 +786,7 @@ cdef class Program:
         cdef KVCache cache
         cdef woolly_kv_head head
         cdef Run run
-        cdef int threads = self.n_threads, i
+        cdef int threads = usable_threads(self.n_threads), i
         cdef int64_t t0 = 0, n_partial = 0
         many = None
         if len(spans) > 64:
@@ -742,7 +827,9 @@ cdef class Program:
             run.times = &times_view[0]
         memset(self._tasks, 0, 2 * run.n_stages * sizeof(woolly_tasks))
         run.checked_s = run.before_s = seconds_now()
-        self._cancel = 0
+        if stop is not None:
+            run.asked, run.deadline_s = &stop._asked, stop._deadline_s
+        self._cancel = GO_ON
         self._interrupt = None
         with nogil:
             if threads == 1:
@@ -753,6 +840,7 @@ cdef class Program:
         if self._interrupt is not None:
             interrupt, self._interrupt = self._interrupt, None
             raise interrupt
+        raise_for(self._cancel)
 
     def _max_row_bytes(self):
         cdef int i
@@ -807,12 +895,18 @@ cdef class Program:
             s += 1 + serial
 
     cdef void _look_for_signals(self, Run *run) noexcept nogil:
-        """Every 30 ms: Ctrl-C ends the run."""
+        """Whether to stop after this stage; Ctrl-C is looked for every 30 ms, as that needs the GIL."""
         cdef double now = seconds_now()
-        if now - run.checked_s > SIGNAL_INTERVAL_S:
+        if self._closed:
+            self._cancel = CLOSED
+        elif run.asked != NULL and run.asked[0]:
+            self._cancel = CANCELLED
+        elif 0 < run.deadline_s <= now:
+            self._cancel = OVERDUE
+        elif now - run.checked_s > SIGNAL_INTERVAL_S:
             run.checked_s = now
             if self._signalled():
-                self._cancel = 1
+                self._cancel = INTERRUPTED
 
 
 cdef bint is_serial(const Run *run, int s) noexcept nogil:

@@ -1,12 +1,52 @@
 """How many threads to use. This module and the parallel regions of the kernels are all that knows of OpenMP."""
 
 import os
+import warnings
 
 from openmp cimport omp_get_max_threads
 
 from woolly.errors import WoollyError
 
 MAX_THREADS = 256
+
+_n_forks = 0           # how many times this process is a child's child of the one that imported us
+_has_pool = False      # whether a parallel region may have run: OpenMP keeps its threads, and a fork does not copy them
+_lost_pool = False
+_lost_pool_told = False
+
+FORK_WARNING = (
+    "this process was forked after its parent had run kernels on several threads: it computes on one thread. "
+    "Start processes with multiprocessing's spawn or forkserver, or load the model after the fork"
+)
+
+
+def _after_fork():
+    global _n_forks, _lost_pool
+    _n_forks += 1
+    _lost_pool = _has_pool
+
+
+os.register_at_fork(after_in_child=_after_fork)
+
+
+def forks():
+    """How often this process was forked off since the import; differs from what it was only in a child."""
+    return _n_forks
+
+
+def usable_threads(int n_threads, /):
+    """n_threads, but 1 in a child of fork whose parent had started threads: OpenMP would wait for them for ever.
+
+    The first time that it is so, a RuntimeWarning says it.
+    """
+    global _has_pool, _lost_pool_told
+    if n_threads > 1 and _lost_pool:
+        if not _lost_pool_told:
+            _lost_pool_told = True
+            warnings.warn(FORK_WARNING, RuntimeWarning, stacklevel=2)
+        return 1
+    _has_pool = _has_pool or n_threads > 1
+    return n_threads
 
 
 def _cgroup_cpus():
@@ -51,7 +91,7 @@ def default_threads():
 
 
 def check_threads(n_threads, /):
-    """A valid thread count, from None (the default) or an integer of 1 to 256.
+    """A valid thread count, from None (the default) or an integer of 1 to 256; see `usable_threads` for forks.
 
     Raises
     ------
@@ -59,7 +99,7 @@ def check_threads(n_threads, /):
         It is out of range or no integer.
     """
     if n_threads is None:
-        return default_threads()
+        n_threads = default_threads()
     if isinstance(n_threads, bool) or not isinstance(n_threads, int) or not 1 <= n_threads <= MAX_THREADS:
         raise WoollyError(f"n_threads: expected an integer of 1 to {MAX_THREADS}, got {n_threads!r}")
-    return n_threads
+    return usable_threads(n_threads)

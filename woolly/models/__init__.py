@@ -7,6 +7,7 @@ pass as operations. `ARCHITECTURES` is the list of those that are known.
 from types import ModuleType
 
 from woolly.errors import UnsupportedModelError
+from woolly.metadata import show
 from woolly.models import (
     gemma,
     gemma2,
@@ -50,5 +51,5 @@ def architecture(name: str) -> ModuleType:
     """
     if name not in ARCHITECTURES:
         known = ", ".join(ARCHITECTURES)
-        raise UnsupportedModelError(f"architecture {name!r} is not supported; those that are: {known}")
+        raise UnsupportedModelError(f"architecture {show(name)} is not supported; those that are: {known}")
     return ARCHITECTURES[name]

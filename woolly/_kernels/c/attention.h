@@ -50,14 +50,14 @@ static float tile_softmax(float *s, int64_t n_groups, int64_t lo, int64_t hi, fl
     for (int64_t i = 0; i < n_groups * 16; i += 16) most = vf_max(most, vf_load(s + i));
     float m = vf_hmax(most);
     vf total = vf_set1(0);
-    int none = m == -__builtin_inff();
+    vf shift = vf_set1(m == -__builtin_inff() ? 0 : m); /* where no key counts, exp(-inf) = 0 is right as it is */
     for (int64_t i = 0; i < n_groups * 16; i += 16) {
-        vf p = none ? vf_set1(0) : vf_exp(vf_sub(vf_load(s + i), vf_set1(m)));
+        vf p = vf_exp(vf_sub(vf_load(s + i), shift));
         total = vf_add(total, p);
         vf_store(s + i, p);
     }
     *l = vf_sum(total);
-    return m;
+    return *l == *l ? m : *l; /* a NaN among the scores is the tile's: the merge may not pass over it */
 }
 
 static void attention_merge(int64_t n_cols, int64_t head_dim, float *m, float *l, float *acc, const float *m2,
@@ -74,6 +74,18 @@ static void attention_merge(int64_t n_cols, int64_t head_dim, float *m, float *l
         for (int64_t i = 0; i < head_dim; i += 16)
             vf_store(a + i, vf_fma(vf_load(a + i), vf_set1(weights[0]), vf_mul(vf_load(a2 + i), vf_set1(weights[1]))));
     }
+}
+
+/* A key that a query does not see has the weight 0, but 0 times an infinite or NaN value is NaN. Only columns that are
+ * not finite are computed again, from the keys [lo, hi) that they do see: finite ones keep their bits, and what a query
+ * gets still does not depend on the tokens computed beside it */
+static void mend_column(const woolly_kv_head *kv, int64_t key0, int64_t lo, int64_t hi, const float *p, float *acc) {
+    vf zero = vf_set1(0);
+    for (int64_t i = 0; i < kv->head_dim; i += 16) zero = vf_fma(vf_load(acc + i), vf_set1(0), zero);
+    if (vf_sum(zero) == 0) return;
+    memset(acc, 0, sizeof(float) * (size_t)kv->head_dim);
+    cache_rows(kv, kv->v, (key0 + lo) * kv->head_dim, kv->head_dim, 16, kv->head_dim / 16, p + lo, WOOLLY_KV_TILE, hi - lo, 1,
+               acc, kv->head_dim);
 }
 
 static void attention_tile(const woolly_kv_head *kv, const woolly_queries *queries, int64_t t0, int64_t t1, int64_t tile,
@@ -104,6 +116,13 @@ static void attention_tile(const woolly_kv_head *kv, const woolly_queries *queri
     memset(tile_acc, 0, sizeof(float) * (size_t)(n_cols * head_dim));
     cache_rows(kv, kv->v, (key0 + group0 * 16) * head_dim, head_dim, 16, head_dim / 16, s, WOOLLY_KV_TILE,
                n_keys - group0 * 16, n_cols, tile_acc, head_dim);
+    for (int64_t c = 0; c < n_cols; c++) {
+        int64_t pos = queries->pos + t0 + c / n_rep - key0, lo = queries->window ? pos - queries->window + 1 : 0;
+        int64_t first_key = group0 * 16, hi = pos + 1 < n_keys ? pos + 1 : n_keys;
+        if (lo < first_key) lo = first_key;
+        if ((lo > first_key || hi < n_keys) && lo < hi)
+            mend_column(kv, key0 + first_key, lo - first_key, hi - first_key, s + c * WOOLLY_KV_TILE, tile_acc + c * head_dim);
+    }
     attention_merge(n_cols, head_dim, m, l, acc, tile_m, tile_l, tile_acc);
 }
 
