@@ -212,14 +212,16 @@ def test_only_the_chosen_experts_are_computed() -> None:
 
 def test_capture_gives_rows_by_token_and_slot() -> None:
     mixture = Mixture(("f32", "f32"))
-    capture: dict[str, np.ndarray | None] = dict.fromkeys(["route", "gate_up.gather", "gate_up", "down_bias", "norm"])
+    capture: dict[str, np.ndarray | None] = dict.fromkeys(
+        ["route", "gate_up.gather", "gate_up", "glu", "down_bias", "norm"]
+    )
     assert mixture.run(TOKENS, capture=capture).tobytes() == mixture.run(TOKENS).tobytes()
     _, chosen = mixture.expected(TOKENS, simulate=False)
     np.testing.assert_array_equal(capture["route"][:, 2:], chosen)
     np.testing.assert_array_equal(capture["gate_up.gather"], capture["norm"])
     gate = np.einsum("tsnk,tk->tsn", mixture.w["gate"][chosen], capture["norm"].astype(np.float64))
     np.testing.assert_allclose(capture["gate_up"], gate, atol=1e-5 * np.abs(gate).max())
-    assert capture["down_bias"].shape == (30, 2, 64)
+    assert (capture["glu"].shape, capture["down_bias"].shape) == ((30, 2, 96), (30, 2, 64))
 
 
 def test_stages_of_a_single_token_have_times() -> None:

@@ -51,10 +51,10 @@ cdef class PackedMatrix:
 
     Notes
     -----
-    Packing permutes bits and inflates nothing: `unpack` gives the source back exactly. Formats without kernels of their
-    own are converted to one that has them instead, which changes no value: those of 1 to 3 bits (IQ1 to IQ3, TQ) take
-    4.66 bits a weight; only F64 is rounded, to F32. The layout is the same for all instruction sets. Reading is safe from
-    several threads.
+    Packing permutes bits and inflates nothing: `unpack` gives the source back exactly. Formats without kernels of
+    their own are converted to one that has them instead, which changes no value: those of 1 to 3 bits (IQ1 to IQ3, TQ)
+    take 4.66 bits a weight; only F64 is rounded, to F32. The layout is the same for all instruction sets. Reading is
+    safe from several threads.
     """
 
     def __cinit__(self, n_rows, n_cols, format, /):

@@ -102,6 +102,7 @@ cdef struct Buffer:
     int64_t width
     int64_t stride
     int64_t pairs              # of a token with its experts, each with a row here; 0: one row a token
+    ExpertPlan *plan           # where the rows of pairs are
     uint8_t *q16                # records of quantised activations, NULL where no matmul wants them
     int64_t q16_stride
     uint16_t *bf16              # the same for tiles of bf16; NULL for rows of pairs
@@ -426,6 +427,7 @@ cdef class Program:
         if self.width(gate) != self.width(up):
             raise ValueError(f"{name}: widths {self.width(gate)} and {self.width(up)} differ")
         self.buffer(out, self.width(gate), pairs=self._buf[<int>self._buffers[gate]].pairs)
+        self._buf[<int>self._buffers[out]].plan = self._buf[<int>self._buffers[gate]].plan
         cdef Op *op = self._record(GLU, name, out)
         op.x, op.y = self._buffers[gate], self._buffers[up]
         op.activation = GATED_ACTIVATIONS[activation]
@@ -532,6 +534,7 @@ cdef class Program:
                                  f"{x!r} has {self.width(x)} columns")
             (<PackedMatrix>w.matrices[0])._check_packed()
             self.buffer(out, w.shape[1], pairs=plan.routing.n_used)
+            self._buf[<int>self._buffers[out]].plan = plan
         rows = self._gather(x, experts, plan, name)
         cdef Op *op = self._record(EXPERT_MATMUL, name, outs[0])
         op.x, op.y, op.plan, op.n_parts = self._buffers[rows], self._buffers[x], plan, len(outs)
@@ -757,19 +760,19 @@ cdef class Program:
             n = len(outputs) if self._ops[op].outputs_only else len(tokens)
             for out in self._parts_of.get(name, ()):
                 if f"{name}.{out}" in capture and out != "logits":
-                    capture[f"{name}.{out}"] = self._read(out, n, self._ops[op].plan)
+                    capture[f"{name}.{out}"] = self._read(out, n)
             if name in capture:
                 is_logits = self._out_of[op] == "logits"
-                capture[name] = logits.copy() if is_logits else self._read(self._out_of[op], n, self._ops[op].plan)
+                capture[name] = logits.copy() if is_logits else self._read(self._out_of[op], n)
 
-    cdef _read(self, name, n, const ExpertPlan *plan):
+    def _read(self, name, n):
         """float32 (n, width), or (n, slots, width) of rows a pair: best expert first."""
         cdef Buffer *buf = &self._buf[<int>self._buffers[name]]
-        cdef int64_t n_rows = n * max(<int64_t>1, buf.pairs), row, source
-        out = np.empty((n_rows, buf.width), dtype=np.float32)
+        cdef int64_t total = n * max(<int64_t>1, buf.pairs), row, source
+        out = np.empty((total, buf.width), dtype=np.float32)
         cdef float[:, ::1] view = out
-        for row in range(n_rows):
-            source = plan.pair[row] if buf.pairs else row
+        for row in range(total):
+            source = buf.plan.pair[row] if buf.pairs else row
             memcpy(&view[row, 0], buf.data + source * buf.stride, buf.width * sizeof(float))
         return out.reshape(n, buf.pairs, buf.width) if buf.pairs else out
 
