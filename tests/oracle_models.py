@@ -12,6 +12,7 @@ Imports nothing of woolly.
 
 from __future__ import annotations
 
+import inspect
 import math
 import re
 import sys
@@ -21,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import gguf
+import make_gguf
 import numpy as np
 import numpy.typing as npt
 import oracle_experts
@@ -418,6 +420,15 @@ def write_gguf(model: OracleModel, path: str | Path, *, changes: dict[str, Any] 
     writer.write_tensors_to_file()
     writer.close()
     return Path(path)
+
+
+def write_tiny(arch: str, path: str | Path, **options: Any) -> Path:
+    """Write a tiny model of an architecture: make_gguf.py's, which takes options, or else the first one here in F32."""
+    writer = getattr(make_gguf, f"write_tiny_{arch}", None)
+    if writer is not None:
+        known = inspect.signature(writer).parameters
+        return writer(path, **{name: value for name, value in options.items() if name in known})
+    return write_gguf(next(model for model in MODELS.values() if model.arch == arch), path)
 
 
 def metadata(model: OracleModel) -> dict[str, int | float | str]:

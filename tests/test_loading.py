@@ -109,7 +109,7 @@ def test_flipped_bytes_load_or_are_refused(tiny: Path) -> None:
 def test_what_will_not_fit_is_refused_before_anything_is_allocated(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("woolly.memory.available_bytes", lambda: 2_000_000)
     message = (
-        r"tiny\.gguf with n_ctx 6000 needs .* of memory \(weights .*, KV cache .*, scratch .*\), 2\.00 MB are "
+        r"tiny with n_ctx 6000 needs .* of memory \(weights .*, KV cache .*, scratch .*\), 2\.00 MB are "
         r"available .*what would fit: n_ctx=\d+"
     )
     with pytest.raises(NotEnoughMemoryError, match=message) as caught:

@@ -227,6 +227,11 @@ REFUSED: dict[str, tuple[ModelParts, str]] = {
 }
 for _name in ModelParts().tensors:
     REFUSED[f"without {_name}"] = (ModelParts().drop(str(_name)), f"tensor '{_name}' is missing")
+# without a gate, the other matrix is taken for both in one, as in files of Phi-3
+REFUSED["without blk.0.ffn_gate.weight"] = (
+    ModelParts().drop("blk.0.ffn_gate.weight"),
+    r"tensor 'blk\.0\.ffn_up\.weight' .* has shape \(32, 32\), the configuration says \(64, 32\)",
+)
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 from woolly import synthetic
-from woolly._kernels import KVCache, Program
+from woolly._kernels import KVCache, Program, activation_bytes
 from woolly.byte_tokenizer import ByteTokenizer
 from woolly.chat import ChatTemplate
 from woolly.checkpoint import Checkpoint
@@ -29,7 +29,6 @@ from woolly.weights import Weights, packed_bytes
 
 DEFAULT_N_CTX = 4096
 MAX_BATCH_TOKENS = 256  # of one run: more makes prefill no faster, and takes scratch
-Q16_BYTES_A_VALUE = 3  # of an activation that a quantised matmul reads: two digits, and its part of a block's scales
 
 
 def load_gguf(
@@ -254,7 +253,7 @@ def _check_memory(
 ) -> None:
     """Refuse what will not fit before any of it is allocated; scratch is an estimate, as nothing is recorded yet."""
     q_size, kv_size = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
-    quantised = 2 * config.hidden_size + q_size + config.intermediate_size  # values that matmuls read
+    quantised = sum(map(activation_bytes, (config.hidden_size, config.hidden_size, q_size, config.intermediate_size)))
     values = 4 * config.hidden_size + 2 * (q_size + kv_size + config.intermediate_size)
 
     def cache_bytes(n: int) -> int:
@@ -263,7 +262,7 @@ def _check_memory(
     parts = {
         "weights": sum(packed_bytes(info) for info in file.tensors.values()),
         "KV cache": cache_bytes(n_ctx),
-        "scratch": max_tokens * (4 * values + Q16_BYTES_A_VALUE * quantised) + 4 * config.vocab_size,
+        "scratch": max_tokens * (4 * values + quantised) + 4 * config.vocab_size,
     }
 
     def what_fits(available: int) -> str:

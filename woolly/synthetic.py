@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from woolly._kernels import GENERATED_FORMATS, KVCache, PackedMatrix, generate, generate_all, kernel_formats
+from woolly._kernels import GENERATED_FORMATS, KVCache, PackedMatrix, activation_bytes, generate, generate_all, kernel_formats
 from woolly.byte_tokenizer import MIN_VOCAB_SIZE
 from woolly.config import ModelConfig, RopeScaling
 from woolly.errors import WoollyError
@@ -261,7 +261,9 @@ def plan_parts(spec: SyntheticSpec, max_tokens: int) -> dict[str, int]:
     """Bytes of the weights, of one session's full KV cache, and about those of the activations."""
     c = spec.config
     wide = 6 * c.hidden_size + 2 * c.n_kv_heads * c.head_dim + 2 * c.intermediate_size
-    quantised = 3 * (2 * c.hidden_size + c.intermediate_size) if kernel_formats()[spec.dtype][1] > 1 else 0
+    quantised = 0
+    if kernel_formats()[spec.dtype][1] > 1:
+        quantised = sum(map(activation_bytes, (c.hidden_size, c.hidden_size, c.intermediate_size)))
     return {
         "weights": spec.weights_bytes,
         "KV cache": KVCache.bytes_for(c.n_layers, c.n_kv_heads, c.head_dim, spec.n_ctx),

@@ -12,7 +12,7 @@ from woolly._kernels.dispatch import (
 )
 from woolly._kernels.experts import PackedExperts, route_experts
 from woolly._kernels.generate import GENERATED_FORMATS, generate, generate_all
-from woolly._kernels.matmul import PackedMatrix, aligned_empty, dequantize, matmul
+from woolly._kernels.matmul import PackedMatrix, activation_bytes, aligned_empty, dequantize, matmul
 from woolly._kernels.program import Program, Stop
 from woolly._kernels.quantize import QUANTIZED_FORMATS, quantize_rows
 from woolly._kernels.rows import (
@@ -36,6 +36,7 @@ __all__ = [
     "PackedMatrix",
     "Program",
     "Stop",
+    "activation_bytes",
     "activation_f32",
     "active_isa",
     "aligned_empty",

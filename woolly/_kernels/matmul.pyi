@@ -4,6 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 def aligned_empty(n_bytes: int, /, *, align: int = 64) -> NDArray[np.uint8]: ...
+def activation_bytes(n: int, /) -> int: ...
 
 class PackedMatrix:
     data: NDArray[np.uint8] | None

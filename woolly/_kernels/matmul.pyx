@@ -11,8 +11,8 @@ from libc.stdlib cimport free, malloc
 
 from woolly._kernels.dispatch cimport active
 from woolly._kernels.kernels cimport (
-    WOOLLY_BF16_LEAST_COLS, WOOLLY_GROUP, woolly_bf16_bytes, woolly_format, woolly_kernels, woolly_matmul_args,
-    woolly_q16_stride,
+    WOOLLY_BF16_LEAST_COLS, WOOLLY_GROUP, WOOLLY_QBLOCK, woolly_bf16_bytes, woolly_format, woolly_kernels,
+    woolly_matmul_args, woolly_q16_stride,
 )
 
 from woolly._kernels.dispatch import format_index
@@ -37,6 +37,12 @@ def aligned_empty(n_bytes, /, *, align=64):
     whole = np.empty(n_bytes + align, dtype=np.uint8)
     start = -whole.ctypes.data % align
     return whole[start:start + n_bytes]
+
+
+def activation_bytes(n, /):
+    """Bytes that n activations of a token take as quantised matmuls of the active instruction set read them."""
+    cdef int64_t n_k = (n + WOOLLY_QBLOCK - 1) // WOOLLY_QBLOCK * WOOLLY_QBLOCK
+    return woolly_q16_stride(n_k) + (woolly_bf16_bytes(n_k, 16) // 16 if active().bf16_of_q16 != NULL else 0)
 
 
 cdef class PackedMatrix:
