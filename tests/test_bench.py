@@ -164,7 +164,7 @@ def test_kernels(run: Any) -> None:
     for row in rows:
         assert row["seconds"] > 0
         assert 0 <= row["share"] == max(row["compute_share"], row["read_share"])
-        assert row["limit"] in ("read", "fma_f32", "dot_int8")
+        assert row["limit"] in ("read", "fma_f32", "dot_int8", "dot_bf16")
     matmuls = [row for row in rows if row["kernel"] == "qkv"]
     assert {(row["format"], row["n_columns"]) for row in matmuls} == {(f, n) for f in ("f32", "q4_0") for n in (1, 16)}
     assert all(row["ops"] == 2 * 128 * 64 * row["n_columns"] for row in matmuls)

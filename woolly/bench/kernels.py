@@ -14,7 +14,7 @@ import numpy as np
 from woolly import _kernels as kernels
 from woolly._kernels import limits as loops
 from woolly.bench.harness import Bench, Row, median, sample, spread
-from woolly.bench.limits import Limits, bound
+from woolly.bench.limits import Limits, bound, quantised_kind
 from woolly.bench.sizes import Size, size_named
 from woolly.errors import WoollyError
 
@@ -105,7 +105,7 @@ def matmul_rows(
             kernels.matmul(w, x, out=out, n_threads=bench.n_threads)
 
         row: Row = {"kernel": kernel, "format": format, "shape": f"{n_rows} × {n_cols}", "n_columns": n}
-        kind = "fma_f32" if format in FLOATS else "dot_int8"
+        kind = "fma_f32" if format in FLOATS else quantised_kind(kernels.active_isa())
         yield {**row, **measured(bench, limits, call, kind=kind, ops=2 * n_rows * n_cols * n, n_bytes=w.nbytes)}
 
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 
+from woolly._kernels import active_isa
 from woolly.bench.harness import Bench, Row, median
-from woolly.bench.limits import Limits, bound
+from woolly.bench.limits import Limits, bound, quantised_kind
 from woolly.bench.steps import StepTimes, timed_step
 from woolly.bench.subjects import FLOATS, Subject, opened
 
@@ -132,7 +133,7 @@ def _step_shares(bench: Bench, limits: Limits, subject: Subject, step: StepTimes
 def _matmul_shares(bench: Bench, limits: Limits, subject: Subject, stage: str, seconds: float, n_tokens: int) -> Row:
     """Weights come from wherever the whole model's weights fit, as others are read in between."""
     matrices = subject.stage_matrices(stage)
-    kind = "fma_f32" if all(matrix.format in FLOATS for matrix in matrices) else "dot_int8"
+    kind = "fma_f32" if all(matrix.format in FLOATS for matrix in matrices) else quantised_kind(active_isa())
     return bound(
         limits,
         kind=kind,

@@ -132,6 +132,11 @@ class Limits:
         return self._samples[key]
 
 
+def quantised_kind(isa: str) -> str:
+    """The dot product that matmuls of quantised weights are made of: on AMX one of integers that bf16 holds exactly."""
+    return "dot_bf16" if isa == "avx512_amx" else "dot_int8"
+
+
 def bound(
     limits: Limits, *, kind: str | None, ops: float, n_bytes: float, working_set: float, seconds: float, n_threads: int
 ) -> Row:
@@ -140,9 +145,9 @@ def bound(
     Parameters
     ----------
     limits : Limits
-    kind : {"fma_f32", "dot_int8", None}
-        The arithmetic that bounds the work. Of dot_int8's peak half is the ceiling: activations have two digits of 8
-        bits, so a multiply-add of the model is two of the machine's.
+    kind : {"fma_f32", "dot_int8", "dot_bf16", None}
+        The arithmetic that bounds the work. Of a dot product's peak half is the ceiling: activations have two digits of
+        8 bits, so a multiply-add of the model is two of the machine's.
     ops : float
         Multiplications and additions of the model, not of the machine.
     n_bytes, working_set : float
@@ -154,7 +159,7 @@ def bound(
     row["read_share"] = n_bytes / seconds / limits.read(int(working_set), n_threads) if n_bytes else 0.0
     row["compute_share"] = 0.0
     if kind is not None and ops:
-        ceiling = limits.peak(kind, n_threads) * (0.5 if kind == "dot_int8" else 1.0)
+        ceiling = limits.peak(kind, n_threads) * (1.0 if kind == "fma_f32" else 0.5)
         row["compute_share"] = ops / seconds / ceiling
     row["share"] = max(row["compute_share"], row["read_share"])
     row["limit"] = "read" if row["read_share"] >= row["compute_share"] else kind

@@ -10,9 +10,10 @@ import argparse
 import time
 from collections.abc import Callable, Iterator
 
+from woolly._kernels import active_isa
 from woolly.bench import machine
 from woolly.bench.harness import Bench, Row, median, spread
-from woolly.bench.limits import Limits, bound
+from woolly.bench.limits import Limits, bound, quantised_kind
 from woolly.bench.steps import PROJECTION_RULE, projected_s, timed_step, token_ids
 from woolly.bench.subjects import Subject, opened
 from woolly.errors import WoollyError
@@ -93,7 +94,7 @@ def _prefill_row(bench: Bench, limits: Limits, subject: Subject, n: int, depth: 
     row = _rates("pp", n, depth, samples)
     skipped = ("token_embd.weight", "output.weight")
     ops = 2.0 * n * sum(m.n_rows * m.n_cols for name, m in subject.matrices.items() if name not in skipped)
-    kind = "fma_f32" if _is_float(subject) else "dot_int8"
+    kind = "fma_f32" if _is_float(subject) else quantised_kind(active_isa())
     n_bytes = subject.read_bytes()
     return row | bound(
         limits,
