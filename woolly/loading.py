@@ -253,7 +253,11 @@ def _check_memory(
 ) -> None:
     """Refuse what will not fit before any of it is allocated; scratch is an estimate, as nothing is recorded yet."""
     q_size, kv_size = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
-    quantised = sum(map(activation_bytes, (config.hidden_size, config.hidden_size, q_size, config.intermediate_size)))
+    quantised = 0  # activations as matmuls of quantised weights read them
+    if any(info.format.block_size > 1 for info in file.tensors.values()):
+        quantised = sum(
+            map(activation_bytes, (config.hidden_size, config.hidden_size, q_size, config.intermediate_size))
+        )
     values = 4 * config.hidden_size + 2 * (q_size + kv_size + config.intermediate_size)
 
     def cache_bytes(n: int) -> int:

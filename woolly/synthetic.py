@@ -17,7 +17,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from woolly._kernels import GENERATED_FORMATS, KVCache, PackedMatrix, activation_bytes, generate, generate_all, kernel_formats
+from woolly._kernels import (
+    GENERATED_FORMATS,
+    KVCache,
+    PackedMatrix,
+    activation_bytes,
+    generate,
+    generate_all,
+    kernel_formats,
+)
 from woolly.byte_tokenizer import MIN_VOCAB_SIZE
 from woolly.config import ModelConfig, RopeScaling
 from woolly.errors import WoollyError
