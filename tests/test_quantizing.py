@@ -119,7 +119,7 @@ def test_parts_become_one_file(tmp_path, capsys):
 
 def test_same_bytes_for_any_number_of_threads_and_chunk(source, tmp_path, monkeypatch):
     written = {quantize(source, tmp_path / f"{n}.gguf", "q4_k_m", n_threads=n).read_bytes() for n in (1, 2, 3)}
-    monkeypatch.setattr(quantizing, "CHUNK_WEIGHTS", 1000)
+    monkeypatch.setattr(quantizing, "CHUNK_OF_ALL_THREADS", 1000)
     written.add(quantize(source, tmp_path / "chunks.gguf", "q4_k_m").read_bytes())
     assert len(written) == 1
 

@@ -158,8 +158,7 @@ def _add_quantize(commands: Any) -> argparse.ArgumentParser:
     parser.add_argument(
         "--allow-requantize", action="store_true", help="take tensors that are quantised already: quality suffers"
     )
-    parser.add_argument("--force", action="store_true", help="replace OUT.gguf if it is there")
-    parser.add_argument("--threads", metavar="N", type=_at_least_1, help="default: the cores that may be used")
+    _add_writing(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     return parser
 

@@ -11,9 +11,10 @@ from typing import Any
 
 from woolly import hub
 from woolly.errors import WoollyError
+from woolly.formats import FLOATS
 from woolly.gguf_file import GGUFFile
 from woolly.gguf_split import open_gguf
-from woolly.quantizing import FLOATS, QuantizePlan, TensorPlan, plan_quantization, quantize_file
+from woolly.quantizing import QuantizePlan, TensorPlan, plan_quantization, quantize_file
 from woolly.terminal import format_bytes, note, print_facts, print_table
 
 

@@ -45,6 +45,8 @@ class Format:
         return n_blocks * self.block_bytes
 
 
+FLOATS = ("f32", "f16", "bf16")  # formats of weights that nobody has quantised
+
 # Source: ggml.h (enum ggml_type) and ggml-common.h (the block structs). The ids left out (4, 5, 31 to 33, 36 to 38)
 # were removed from ggml. Q8_1 and Q8_K hold activations while ggml computes and stand in no file; Q8_1 has the 40 bytes
 # of the gguf package here, while ggml's own struct has shrunk to 36.

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from woolly.errors import WoollyError
-from woolly.formats import FORMATS, Format
+from woolly.formats import FLOATS, FORMATS, Format
 from woolly.gguf_file import TensorInfo
 
 
@@ -80,7 +80,6 @@ _PARTS = (
     ("attn_output", re.compile(r"attn_output\.weight")),
     ("ffn_down", re.compile(r"ffn_down")),
 )
-_FLOATS = ("f32", "f16", "bf16")
 _BLOCK = re.compile(r"blk\.(\d+)\.")
 
 
@@ -142,7 +141,7 @@ def plan_formats(
             wanted = token_embd_type
         elif is_output and output_type is not None:
             wanted = output_type
-        elif pure or mix.base in _FLOATS:
+        elif pure or mix.base in FLOATS:
             wanted = mix.base
         elif is_output:
             wanted = _output_format(mix, info.shape[-1])

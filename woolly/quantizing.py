@@ -6,6 +6,7 @@ byte for byte, but for the keys that say how the file is stored.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import struct
@@ -20,12 +21,12 @@ from numpy.typing import NDArray
 from woolly._kernels import QUANTIZED_FORMATS, dequantize, kernel_formats, quantize_rows
 from woolly.atomic import replacing
 from woolly.errors import UnsupportedFormatError, WoollyError
-from woolly.formats import Format
+from woolly.formats import FLOATS, Format
 from woolly.gguf_file import GGUFFile, TensorInfo
 from woolly.mixes import Mix, plan_formats, resolve_mix
 
-FLOATS = ("f32", "f16", "bf16")
-CHUNK_WEIGHTS = 1 << 24  # converted at a time: 64 MB in float32
+CHUNK_VALUES = 1 << 20  # 4 MB as float32: a few times a core's L2, and little to hold for each thread
+CHUNK_OF_ALL_THREADS = 1 << 24  # 64 MB
 QUANTIZATION_VERSION = 2  # ggml's, since its formats last changed, in 2023
 _UINT32 = 4
 _OWN_KEYS = ("general.file_type", "general.quantization_version")
@@ -194,15 +195,28 @@ def _converted(file: GGUFFile, tensor: TensorPlan, n_threads: int | None) -> Ite
         yield raw, len(raw)
         return
     rows = raw.reshape(-1, source.format.nbytes(source.shape[-1]))
-    n_rows = max(1, CHUNK_WEIGHTS // source.shape[-1])
-    for begin in range(0, len(rows), n_rows):
-        chunk = rows[begin : begin + n_rows]
+    for part in row_chunks(len(rows), source.shape[-1], CHUNK_OF_ALL_THREADS):
+        chunk = rows[part]
         values = chunk.view(np.float32) if source.format.name == "f32" else dequantize(chunk, source.format.name)
-        try:
+        with naming(file.path, source.name, part.start):
             blocks = quantize_rows(values, tensor.format.name, n_threads=n_threads)
-        except ValueError as error:
-            raise WoollyError(f"{file.path}: tensor {source.name!r}, rows from {begin}: {error}") from None
         yield blocks, chunk.nbytes
+
+
+def row_chunks(n_rows: int, n_cols: int, chunk_values: int = CHUNK_VALUES) -> Iterator[slice]:
+    """Ranges of whole rows, each of about `chunk_values` values."""
+    step = max(1, chunk_values // n_cols)
+    for first in range(0, n_rows, step):
+        yield slice(first, min(first + step, n_rows))
+
+
+@contextlib.contextmanager
+def naming(path: str, name: str, first_row: int) -> Iterator[None]:
+    """Say of which tensor a weight could not be quantised."""
+    try:
+        yield
+    except ValueError as error:
+        raise WoollyError(f"{path}: tensor {name!r}, rows from {first_row}: {error}") from None
 
 
 def _header(file: GGUFFile, plan: QuantizePlan) -> bytes:

@@ -17,8 +17,9 @@ from woolly.bench.harness import Bench, Row, median, sample, spread
 from woolly.bench.limits import Limits, bound, quantised_kind
 from woolly.bench.sizes import Size, size_named
 from woolly.errors import WoollyError
+from woolly.formats import FLOATS
 
-FLOATS = ("f32", "f16", "bf16", "f64")
+COMPUTED_IN_F32 = (*FLOATS, "f64")
 ATTENTION_TOKENS = (1, 64)
 ROW_TOKENS = (1, 256)
 
@@ -105,7 +106,7 @@ def matmul_rows(
             kernels.matmul(w, x, out=out, n_threads=bench.n_threads)
 
         row: Row = {"kernel": kernel, "format": format, "shape": f"{n_rows} × {n_cols}", "n_columns": n}
-        kind = "fma_f32" if format in FLOATS else quantised_kind(kernels.active_isa())
+        kind = "fma_f32" if format in COMPUTED_IN_F32 else quantised_kind(kernels.active_isa())
         yield {**row, **measured(bench, limits, call, kind=kind, ops=2 * n_rows * n_cols * n, n_bytes=w.nbytes)}
 
 

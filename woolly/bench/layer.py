@@ -13,7 +13,8 @@ from woolly._kernels import active_isa
 from woolly.bench.harness import Bench, Row, median
 from woolly.bench.limits import Limits, bound, quantised_kind
 from woolly.bench.steps import StepTimes, timed_step
-from woolly.bench.subjects import FLOATS, Subject, opened
+from woolly.bench.subjects import Subject, opened
+from woolly.formats import FLOATS
 
 COLUMNS = [
     ("model", "model", ""),

@@ -25,8 +25,6 @@ from woolly.models import architecture
 from woolly.tokenizer import Tokenizer
 from woolly.weights import Weights
 
-FLOATS = ("f32", "f16", "bf16")
-
 # What the matmul operations of a layer multiply by, by the end of the operation's name: those of them that the file has
 STAGE_TENSORS = {
     "attn_qkv": ("attn_qkv", "attn_q", "attn_k", "attn_v"),

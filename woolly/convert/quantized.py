@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -14,13 +13,10 @@ from numpy.typing import NDArray
 from woolly._kernels import check_threads, dequantize, quantize_rows
 from woolly.checkpoint import Checkpoint
 from woolly.convert.tensors import is_kept_f32
-from woolly.errors import WoollyError
-from woolly.formats import Format
+from woolly.formats import FLOATS, Format
 from woolly.gguf_file import TensorInfo
 from woolly.mixes import plan_formats, resolve_mix
-
-FLOATS = ("f32", "f16", "bf16")
-CHUNK_VALUES = 1 << 20  # 4 MB as float32: a few times a core's L2, and little to hold for each thread
+from woolly.quantizing import CHUNK_VALUES, naming, row_chunks
 
 
 class QuantizedCheckpoint:
@@ -112,15 +108,6 @@ def convert_rows(rows: NDArray[np.uint8], source: str, target: str) -> NDArray[n
     return quantize_rows(values, target, n_threads=1)
 
 
-@contextlib.contextmanager
-def naming(path: str, name: str, first_row: int) -> Iterator[None]:
-    """Say of which tensor a weight could not be quantised."""
-    try:
-        yield
-    except ValueError as error:
-        raise WoollyError(f"{path}: tensor {name!r}, rows from {first_row}: {error}") from None
-
-
 def round_to_bf16(values: NDArray[np.float32]) -> NDArray[np.uint16]:
     """float32 to BF16, to nearest with halves to even; NaN stays NaN."""
     bits = values.view(np.uint32)
@@ -151,13 +138,6 @@ def for_each_chunk(
     with ThreadPoolExecutor(min(n_threads, len(chunks), os.cpu_count() or 1)) as pool:
         for _ in pool.map(run, chunks):
             pass
-
-
-def row_chunks(n_rows: int, n_cols: int, chunk_values: int = CHUNK_VALUES) -> Iterator[slice]:
-    """Ranges of whole rows, each of about `chunk_values` values."""
-    step = max(1, chunk_values // n_cols)
-    for first in range(0, n_rows, step):
-        yield slice(first, min(first + step, n_rows))
 
 
 def target_formats(source: Checkpoint, type: str | None) -> dict[str, Format]:

@@ -20,13 +20,14 @@ import numpy as np
 from woolly._kernels import check_threads, kernel_formats
 from woolly.atomic import replacing
 from woolly.checkpoint import Checkpoint
-from woolly.convert.quantized import FLOATS, convert_rows, naming, row_chunks, target_formats
+from woolly.convert.quantized import convert_rows, target_formats
 from woolly.convert.self_contained import METADATA_NAME, encode_metadata
 from woolly.errors import UnsupportedFormatError, WoollyError
-from woolly.formats import FORMATS, Format
+from woolly.formats import FLOATS, FORMATS, Format
 from woolly.gguf_file import DEFAULT_ALIGNMENT
 from woolly.metadata import Metadata, StringArray
 from woolly.mixes import MIXES, resolve_mix
+from woolly.quantizing import naming, row_chunks
 
 DTYPE_OF_FORMAT = {"f32": "F32", "f16": "F16", "bf16": "BF16"}
 _DTYPE_ALIGNMENT = 64  # of the data in a safetensors file: a cache line, so that matrices are read without a copy

@@ -9,8 +9,6 @@ Gemma Team 2024, arXiv:2408.00118.
 
 from __future__ import annotations
 
-import dataclasses
-
 from woolly import layers
 from woolly._kernels import Program
 from woolly.config import ModelConfig
@@ -19,20 +17,18 @@ from woolly.models import gemma, gguf_config
 from woolly.weights import Weights
 
 WINDOW = 4096
-LAYERS_OF_27B = 46  # the one size whose attention scale is not head_dim ** -0.5
+LAYERS_OF_27B = 46
 
 
 def read_config(metadata: Metadata) -> ModelConfig:
     """The configuration from a GGUF file's metadata."""
-    config = gemma.read_config(
+    return gemma.read_config(
         metadata,
+        layers_of_27b=LAYERS_OF_27B,
         sliding_window=gguf_config.read_window(metadata, "gemma2", WINDOW),
         attention_softcap=gguf_config.read_scale(metadata, "gemma2.attn_logit_softcapping", 50.0),
         logit_softcap=gguf_config.read_scale(metadata, "gemma2.final_logit_softcapping", 30.0),
     )
-    if config.n_layers == LAYERS_OF_27B:
-        config = dataclasses.replace(config, attention_scale=(config.hidden_size / config.n_heads) ** -0.5)
-    return config
 
 
 def record(p: Program, config: ModelConfig, weights: Weights, n_ctx: int) -> None:

@@ -12,8 +12,6 @@ base 10,000. Gemma Team 2025, arXiv:2503.19786.
 
 from __future__ import annotations
 
-import dataclasses
-
 from woolly import layers
 from woolly._kernels import Program
 from woolly.config import ModelConfig
@@ -23,13 +21,14 @@ from woolly.weights import Weights
 
 GLOBAL_EVERY = 6
 LOCAL_ROPE_THETA = 10000.0
-LAYERS_OF_27B = 62  # the one size whose attention scale is not head_dim ** -0.5
+LAYERS_OF_27B = 62
 
 
 def read_config(metadata: Metadata) -> ModelConfig:
     """The configuration from a GGUF file's metadata."""
-    config = gemma.read_config(
+    return gemma.read_config(
         metadata,
+        layers_of_27b=LAYERS_OF_27B,
         sliding_window=gguf_config.read_window(metadata, "gemma3"),
         global_every=gguf_config.read_int(
             metadata, "gemma3.attention.sliding_window_pattern", 1, gguf_config.MAX_LAYERS, GLOBAL_EVERY
@@ -38,9 +37,6 @@ def read_config(metadata: Metadata) -> ModelConfig:
         rope_theta_local=gguf_config.read_positive(metadata, "gemma3.rope.freq_base_swa", 1e12, LOCAL_ROPE_THETA),
         logit_softcap=gguf_config.read_scale(metadata, "gemma3.final_logit_softcapping", 0.0),
     )
-    if config.n_layers == LAYERS_OF_27B:
-        config = dataclasses.replace(config, attention_scale=(config.hidden_size / config.n_heads) ** -0.5)
-    return config
 
 
 def record(p: Program, config: ModelConfig, weights: Weights, n_ctx: int) -> None:
