@@ -34,11 +34,12 @@ cdef struct AttentionJob:
     int64_t token_block            # tokens in one task
     int64_t tile0                  # tiles that any token sees
     int64_t n_tiles
-    bint split                     # one token: each tile is a task of its own, merged afterwards
+    bint split                     # one token: tiles are computed one by one and merged afterwards
+    int64_t tile_run               # split: consecutive tiles in one task
     float *partial                 # split: (n_heads, n_tiles, padded + 2)
     const float *sinks             # (n_heads,): scores of keys whose values are zero; NULL for none
 
-cdef void plan_job(AttentionJob *job, bint split) noexcept nogil
+cdef void plan_job(AttentionJob *job, bint split, int n_threads) noexcept nogil
 cdef int64_t n_job_tasks(const AttentionJob *job) noexcept nogil
 cdef void run_job_task(const woolly_kernels *kernels, const AttentionJob *job, int64_t task,
                        float *scratch) noexcept nogil

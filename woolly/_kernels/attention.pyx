@@ -1,7 +1,7 @@
 """The KV cache, and attention over it.
 
-Owns how attention is cut into tasks: by KV head, then by blocks of tokens; for a single token by tiles of 128 keys,
-whose results are merged in ascending order. Either way a query gets the same bits.
+Owns how attention is cut into tasks: by KV head, then by blocks of tokens; for a single token by runs of tiles of 128
+keys, whose results are merged in ascending order. Either way a query gets the same bits.
 """
 
 import numpy as np
@@ -19,6 +19,10 @@ from woolly._kernels.kernels cimport (
 
 from woolly._kernels.matmul import check_out
 from woolly._kernels.threads import check_threads
+
+cdef enum:
+    TASKS_A_THREAD = 6
+    MAX_TILE_RUN = 8
 
 KV_DTYPES = {"f16": (np.uint16, WOOLLY_KV_F16), "f32": (np.float32, WOOLLY_KV_F32)}
 
@@ -138,79 +142,98 @@ cdef int64_t job_scratch(int64_t padded) noexcept nogil:
     return WOOLLY_ATTENTION_COLS * (padded + 2) + woolly_attention_scratch(padded)
 
 
-cdef void plan_job(AttentionJob *job, bint split) noexcept nogil:
-    """Decide blocks and tiles; queries, sizes and pointers are set by the caller."""
+cdef void plan_job(AttentionJob *job, bint split, int n_threads) noexcept nogil:
+    """Decide blocks and tiles; queries, sizes and pointers are set by the caller.
+
+    Blocks and runs are as large as leaves each thread some tasks: a large one reads keys and values less often, and
+    knows what it reads next.
+    """
     cdef woolly_queries *queries = &job.queries
-    cdef int64_t last = queries.pos + job.n_tokens - 1
+    cdef int64_t last = queries.pos + job.n_tokens - 1, heads, n_tasks = TASKS_A_THREAD * n_threads
     job.split = split and job.n_tokens == 1
     job.rep_block = min(queries.n_rep, <int64_t>WOOLLY_ATTENTION_COLS)
-    job.token_block = max(<int64_t>1, WOOLLY_ATTENTION_COLS // job.rep_block)
+    heads = job.n_kv_heads * n_rep_blocks(job)
+    job.token_block = max(<int64_t>1, min(WOOLLY_ATTENTION_COLS // job.rep_block, job.n_tokens * heads // n_tasks))
     job.tile0 = 0
     if queries.window and queries.pos + 1 > queries.window:
         job.tile0 = (queries.pos + 1 - queries.window) // WOOLLY_KV_TILE
     job.n_tiles = last // WOOLLY_KV_TILE + 1 - job.tile0
+    job.tile_run = max(<int64_t>1, min(MAX_TILE_RUN, job.n_tiles * heads // n_tasks))
 
 
 cdef int64_t n_rep_blocks(const AttentionJob *job) noexcept nogil:
     return (job.queries.n_rep + job.rep_block - 1) // job.rep_block
 
 
+cdef int64_t n_tile_runs(const AttentionJob *job) noexcept nogil:
+    return (job.n_tiles + job.tile_run - 1) // job.tile_run
+
+
 cdef int64_t n_job_tasks(const AttentionJob *job) noexcept nogil:
     cdef int64_t heads = job.n_kv_heads * n_rep_blocks(job)
     if job.split:
-        return heads * job.n_tiles
+        return heads * n_tile_runs(job)
     return heads * ((job.n_tokens + job.token_block - 1) // job.token_block)
 
 
 cdef void run_job_task(const woolly_kernels *kernels, const AttentionJob *job, int64_t task,
                        float *scratch) noexcept nogil:
-    """One KV head, one block of its query heads, and a block of tokens (or, split, one tile)."""
+    """One KV head, one block of its query heads, and a block of tokens (or, split, a run of tiles)."""
     cdef int64_t heads = job.n_kv_heads * n_rep_blocks(job)
     cdef int64_t head = task % heads, block = task // heads
     cdef int64_t kv_head = head // n_rep_blocks(job), rep0 = head % n_rep_blocks(job) * job.rep_block
     cdef woolly_queries queries = job.queries
-    cdef int64_t n_rep = min(job.rep_block, queries.n_rep - rep0), q_head = kv_head * queries.n_rep + rep0
-    cdef int64_t padded = job.padded, c, t, t0 = 0, t1 = 1, tile, tile0 = job.tile0, tile_end = tile0 + job.n_tiles
+    cdef int64_t q_head = kv_head * queries.n_rep + rep0, t0, t1, tile0 = job.tile0, c, n_cols
     cdef woolly_kv_head kv
     cdef float *m = scratch
     cdef float *total = m + WOOLLY_ATTENTION_COLS
     cdef float *acc = total + WOOLLY_ATTENTION_COLS
-    cdef float *rest = acc + WOOLLY_ATTENTION_COLS * padded
-    cdef float *partial
+    cdef float *rest = acc + WOOLLY_ATTENTION_COLS * job.padded
     kv.k = job.k + kv_head * job.head_bytes
     kv.v = job.v + kv_head * job.head_bytes
-    kv.head_dim = padded
+    kv.head_dim = job.padded
     kv.kv_type = job.kv_type
     queries.q = queries.q + q_head * queries.q_head_stride
-    queries.n_rep = n_rep
+    queries.n_rep = min(job.rep_block, queries.n_rep - rep0)
     if job.split:
-        tile0 = tile0 + block
-        tile_end = tile0 + 1
-    else:
-        t0 = block * job.token_block
-        t1 = min(job.n_tokens, t0 + job.token_block)
-        if queries.window and queries.pos + t0 + 1 > queries.window:
-            tile0 = (queries.pos + t0 + 1 - queries.window) // WOOLLY_KV_TILE
-        tile_end = (queries.pos + t1 - 1) // WOOLLY_KV_TILE + 1
+        run_tiles(kernels, job, &kv, &queries, q_head, block * job.tile_run, m, total, acc, rest)
+        return
+    t0 = block * job.token_block
+    t1 = min(job.n_tokens, t0 + job.token_block)
+    if queries.window and queries.pos + t0 + 1 > queries.window:
+        tile0 = (queries.pos + t0 + 1 - queries.window) // WOOLLY_KV_TILE
+    cdef int64_t tile_end = (queries.pos + t1 - 1) // WOOLLY_KV_TILE + 1
+    n_cols = (t1 - t0) * queries.n_rep
+    clear_state(n_cols, job.padded, m, total, acc)
+    kernels.attention_tiles(&kv, &queries, t0, t1, tile0, tile_end, tile_end, m, total, acc, rest)
+    for c in range(n_cols):
+        finish_column(kernels, job, m + c, total + c, acc + c * job.padded, t0 + c // queries.n_rep,
+                      q_head + c % queries.n_rep, rest)
 
-    cdef int64_t n_cols = (t1 - t0) * n_rep
+
+cdef void clear_state(int64_t n_cols, int64_t padded, float *m, float *total, float *acc) noexcept nogil:
+    cdef int64_t c
     for c in range(n_cols):
         m[c] = -INFINITY
         total[c] = 0
     memset(acc, 0, n_cols * padded * sizeof(float))
-    for tile in range(tile0, tile_end):
-        kernels.attention_tile(&kv, &queries, t0, t1, tile, m, total, acc, rest)
 
-    if job.split:
-        for c in range(n_rep):
-            partial = job.partial + ((q_head + c) * job.n_tiles + block) * (padded + 2)
+
+cdef void run_tiles(const woolly_kernels *kernels, const AttentionJob *job, const woolly_kv_head *kv,
+                    const woolly_queries *queries, int64_t q_head, int64_t first, float *m, float *total, float *acc,
+                    float *rest) noexcept nogil:
+    """One token: each tile of a run by itself, to be merged with those of other runs."""
+    cdef int64_t end = min(first + job.tile_run, job.n_tiles), i, c, padded = job.padded, tile
+    cdef float *partial
+    for i in range(first, end):
+        tile = job.tile0 + i
+        clear_state(queries.n_rep, padded, m, total, acc)
+        kernels.attention_tiles(kv, queries, 0, 1, tile, tile + 1, job.tile0 + end, m, total, acc, rest)
+        for c in range(queries.n_rep):
+            partial = job.partial + ((q_head + c) * job.n_tiles + i) * (padded + 2)
             partial[0] = m[c]
             partial[1] = total[c]
             memcpy(partial + 2, acc + c * padded, padded * sizeof(float))
-        return
-    for c in range(n_cols):
-        t = t0 + c // n_rep
-        finish_column(kernels, job, m + c, total + c, acc + c * padded, t, q_head + c % n_rep, rest)
 
 
 cdef void finish_column(const woolly_kernels *kernels, const AttentionJob *job, float *m, float *total, float *acc,
@@ -266,7 +289,7 @@ def attention_f32(const float[:, :, ::1] q not None, KVCache cache not None, /, 
     sinks : float32, (n_heads,), optional
         A score a head that takes part in its softmax with no value: exp(sinks[h]) joins the denominator.
     split : bool
-        Make each tile of keys a task of its own when there is one token.
+        Cut tasks by tiles of keys, too, when there is one token.
     out : float32, (n_tokens, n_heads, head_dim), optional
     n_threads : int, optional
 
@@ -317,10 +340,10 @@ def attention_f32(const float[:, :, ::1] q not None, KVCache cache not None, /, 
     job.out = &y[0, 0, 0]
     job.out_stride = n_heads * cache.head_dim
     job.sinks = &sinks[0] if sinks is not None else NULL
-    plan_job(&job, split)
+    cdef int threads = check_threads(n_threads)
+    plan_job(&job, split, threads)
     cdef float[::1] partial = np.empty(n_heads * job.n_tiles * (cache.padded + 2) if job.split else 1, dtype=np.float32)
     job.partial = &partial[0]
-    cdef int threads = check_threads(n_threads)
     cdef int64_t task, n_tasks = n_job_tasks(&job), n_merges = n_merge_tasks(&job)
     cdef float[:, ::1] scratch = np.empty((threads, job_scratch(cache.padded)), dtype=np.float32)
     cdef const woolly_kernels *kernels = active()

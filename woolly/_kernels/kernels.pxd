@@ -95,8 +95,9 @@ cdef extern from "kernels.h" nogil:
         void (*rope)(int pairing, float *x, int64_t n_rot, const float *cos, const float *sin) noexcept nogil
         void (*store_kv)(const woolly_kv_head *kv, int64_t head_dim, int64_t pos, const float *k,
                          const float *v) noexcept nogil
-        void (*attention_tile)(const woolly_kv_head *kv, const woolly_queries *queries, int64_t t0, int64_t t1,
-                               int64_t tile, float *m, float *l, float *acc, float *scratch) noexcept nogil
+        void (*attention_tiles)(const woolly_kv_head *kv, const woolly_queries *queries, int64_t t0, int64_t t1,
+                                int64_t tile0, int64_t tile_end, int64_t ahead_end, float *m, float *l, float *acc,
+                                float *scratch) noexcept nogil
         void (*attention_merge)(int64_t n_cols, int64_t head_dim, float *m, float *l, float *acc, const float *m2,
                                 const float *l2, const float *acc2) noexcept nogil
         void (*generate)(const woolly_generate_args *args, int64_t group) noexcept nogil

@@ -1123,7 +1123,7 @@ cdef void work_attention(Run *run, const Op *op, woolly_tasks *tasks, float *scr
         begin = 0
         partial = 0
         for s in range(run.n_spans):
-            set_job(run, op, &run.spans[s], &job)
+            set_job(run, op, &run.spans[s], n_threads, &job)
             job.partial = run.partial + partial
             partial += job.n_tiles * op.n_heads * (job.padded + 2)
             n_tasks = n_merge_tasks(&job) if phase == 1 else n_job_tasks(&job)
@@ -1136,7 +1136,7 @@ cdef void work_attention(Run *run, const Op *op, woolly_tasks *tasks, float *scr
             begin += n_tasks
 
 
-cdef void set_job(Run *run, const Op *op, const Span *span, AttentionJob *job) noexcept nogil:
+cdef void set_job(Run *run, const Op *op, const Span *span, int n_threads, AttentionJob *job) noexcept nogil:
     cdef const Buffer *q = &run.buffers[op.x]
     cdef const Buffer *out = &run.buffers[op.out]
     job.queries.q = q.data + span.t0 * q.stride
@@ -1157,4 +1157,4 @@ cdef void set_job(Run *run, const Op *op, const Span *span, AttentionJob *job) n
     job.out = out.data + span.t0 * out.stride
     job.out_stride = out.stride
     job.sinks = op.weight
-    plan_job(job, run.split)
+    plan_job(job, run.split, n_threads)

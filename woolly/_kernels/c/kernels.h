@@ -137,11 +137,12 @@ typedef struct {
     /* write one token's key and value into the cache at position pos */
     void (*store_kv)(const woolly_kv_head *kv, int64_t head_dim, int64_t pos, const float *k, const float *v);
 
-    /* One attention tile: keys [tile * 128, tile * 128 + 128) seen by tokens [t0, t1) of the queries.
-     * Column c = (t - t0) * n_rep + r has state m[c] (maximum), l[c] (sum), acc[c * head_dim ...]; the tile is merged
-     * into it. scratch: woolly_attention_scratch floats */
-    void (*attention_tile)(const woolly_kv_head *kv, const woolly_queries *queries, int64_t t0, int64_t t1, int64_t tile,
-                           float *m, float *l, float *acc, float *scratch);
+    /* Attention tiles [tile0, tile_end), tile i being keys [128 i, 128 i + 128), seen by tokens [t0, t1) of the queries.
+     * Column c = (t - t0) * n_rep + r has state m[c] (maximum), l[c] (sum), acc[c * head_dim ...]; the tiles are merged
+     * into it. Tiles before ahead_end are going to be read next: memory is asked for them in advance.
+     * scratch: woolly_attention_scratch floats */
+    void (*attention_tiles)(const woolly_kv_head *kv, const woolly_queries *queries, int64_t t0, int64_t t1, int64_t tile0,
+                            int64_t tile_end, int64_t ahead_end, float *m, float *l, float *acc, float *scratch);
     /* merge the state (m2, l2, acc2) of later tiles into (m, l, acc), for n_cols columns */
     void (*attention_merge)(int64_t n_cols, int64_t head_dim, float *m, float *l, float *acc, const float *m2,
                             const float *l2, const float *acc2);
@@ -150,10 +151,11 @@ typedef struct {
     void (*generate)(const woolly_generate_args *args, int64_t group);
 } woolly_kernels;
 
-#define WOOLLY_ATTENTION_COLS 24 /* most columns of one attention_tile call */
-/* floats of scratch for attention_tile: queries gathered, scores, and the tile's own output */
+#define WOOLLY_ATTENTION_COLS 48 /* most columns of one attention_tiles call */
+/* floats of scratch for attention_tiles: queries gathered, scores, the tile's own output and state, 32 rows widened */
 static inline int64_t woolly_attention_scratch(int64_t head_dim) {
-    return WOOLLY_ATTENTION_COLS * (2 * head_dim + WOOLLY_KV_TILE) + 64;
+    int64_t n_wide = head_dim > WOOLLY_KV_TILE ? head_dim : WOOLLY_KV_TILE;
+    return WOOLLY_ATTENTION_COLS * (2 * head_dim + WOOLLY_KV_TILE + 2) + 32 * n_wide;
 }
 
 #endif

@@ -133,7 +133,7 @@ DEFINE_CONVERTED(tq2_0, lut4)
         .scale = scale_f32,                                                                                            \
         .rope = rope_f32,                                                                                              \
         .store_kv = store_kv,                                                                                          \
-        .attention_tile = attention_tile,                                                                              \
+        .attention_tiles = attention_tiles,                                                                            \
         .attention_merge = attention_merge,                                                                            \
         .generate = generate_group,                                                                                    \
     }
