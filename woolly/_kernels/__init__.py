@@ -10,10 +10,11 @@ from woolly._kernels.dispatch import (
     set_isa,
     use_isa,
 )
+from woolly._kernels.executor import Stop
 from woolly._kernels.experts import PackedExperts, route_experts
 from woolly._kernels.generate import GENERATED_FORMATS, generate, generate_all
 from woolly._kernels.matmul import PackedMatrix, activation_bytes, aligned_empty, dequantize, matmul
-from woolly._kernels.program import Program, Stop
+from woolly._kernels.program import Program
 from woolly._kernels.quantize import QUANTIZED_FORMATS, quantize_rows
 from woolly._kernels.rows import (
     activation_f32,

@@ -4,14 +4,9 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from woolly._kernels.attention import KVCache
+from woolly._kernels.executor import Stop
 from woolly._kernels.experts import PackedExperts
 from woolly._kernels.matmul import PackedMatrix
-
-class Stop:
-    def reset(self, deadline_s: float | None = None) -> None: ...
-    def set_deadline(self, deadline_s: float | None) -> None: ...
-    def cancel(self) -> None: ...
-    def check(self) -> None: ...
 
 class Program:
     max_tokens: int

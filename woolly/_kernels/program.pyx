@@ -1,225 +1,39 @@
 """A model's forward pass as a list of operations that one parallel region runs.
 
-A model records its operations once, with `Program`'s methods; a step then runs all of them for a ragged batch of
-sequences without returning to Python. Operations that work on one token at a time are run token by token with no
-barrier in between; matmuls are shared out by rows, attention by heads, tokens and tiles. Behind a router, what works on
-the pairs of tokens and their experts goes pair by pair, and matmuls expert by expert. There is this one path: capturing
-activations (`run(..., capture=...)`) runs the same operations with a stop after the wanted ones.
+Owns the recording, the buffers between operations and the checks of a run; how an operation is computed is the
+business of operations.pyx, how threads go through them that of executor.pyx. A model records its operations once, with
+`Program`'s methods; a step then runs all of them for a ragged batch of sequences without returning to Python.
+Operations that work on one token at a time are run token by token with no barrier in between; matmuls are shared out by
+rows, attention by heads, tokens and tiles. Behind a router, what works on the pairs of tokens and their experts goes
+pair by pair, and matmuls expert by expert. There is this one path: capturing activations (`run(..., capture=...)`) runs
+the same operations with a stop after the wanted ones.
 """
-
-import threading
 
 import numpy as np
 
-cimport openmp
-from cpython.exc cimport PyErr_CheckSignals
-from cython.parallel cimport parallel
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 
-from woolly._kernels.attention cimport (
-    AttentionJob, KVCache, job_scratch, n_job_tasks, n_merge_tasks, plan_job, run_job_task, run_merge_task,
-)
+from woolly._kernels.attention cimport KVCache, job_scratch
 from woolly._kernels.dispatch cimport active
+from woolly._kernels.executor cimport Executor, Stop
 from woolly._kernels.experts cimport (
-    MAX_EXPERT_PARTS, ExpertJob, ExpertPart, ExpertPlan, PackedExperts, Routing, check_routing, combine_row, init_plan,
-    is_alone, next_task, plan_bytes, plan_experts, route_row, run_expert_tasks, woolly_tasks,
+    MAX_EXPERT_PARTS, ExpertPlan, PackedExperts, Routing, check_routing, init_plan, plan_bytes, woolly_tasks,
 )
-from woolly._kernels.kernels cimport (
-    WOOLLY_BF16_LEAST_COLS, woolly_bf16_bytes, woolly_kernels, woolly_kv_head, woolly_matmul_args, woolly_q16_stride,
+from woolly._kernels.kernels cimport woolly_bf16_bytes, woolly_kv_head, woolly_q16_stride
+from woolly._kernels.matmul cimport PackedMatrix
+from woolly._kernels.operations cimport (
+    ACTIVATE, ADD, ATTENTION, BIAS, COMBINE, EMBED, EXPERT_BIAS, EXPERT_MATMUL, GATHER, GLU, LAYERNORM, LOGITS, MATMUL,
+    MAX_PARTS, PLAN, QUANTIZE, RMSNORM, ROPE_STORE, ROUTE, SCALE, SELECT, SOFTCAP, Buffer, Op, Part, Run, Span, Stage,
 )
-from woolly._kernels.matmul cimport MatrixView, PackedMatrix, matrix_row
 
 from woolly._kernels.matmul import aligned_empty
 from woolly._kernels.rows import ACTIVATIONS, GATED_ACTIVATIONS, ROPE_PAIRINGS
-from woolly._kernels.threads import check_threads, forks, usable_threads
-from woolly.errors import CancelledError, WoollyError
-
-cdef extern from "team.h" nogil:
-    ctypedef struct woolly_team:
-        pass
-    bint team_arrive(woolly_team *team, int n_threads)
-    void team_release(woolly_team *team)
-    void team_barrier(woolly_team *team, int n_threads)
-
-cdef extern from * nogil:
-    """
-    #include <time.h>
-    static double seconds_now(void) {
-        struct timespec t;
-        clock_gettime(CLOCK_MONOTONIC, &t);
-        return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
-    }
-    """
-    double seconds_now()
+from woolly._kernels.threads import check_threads, usable_threads
 
 cdef enum:
-    EMBED
-    RMSNORM
-    ADD
-    SCALE
-    GLU
-    QUANTIZE
-    ROPE_STORE
-    SELECT
-    LAYERNORM
-    BIAS
-    ACTIVATE
-    SOFTCAP
-    ROUTE
-    GATHER
-    EXPERT_BIAS
-    COMBINE
-    MATMUL
-    ATTENTION
-    PLAN
-    EXPERT_MATMUL
-
-cdef enum:
-    COLUMN_STEP = 48                # a multiple of every tile's columns
-    BF16_ROW_STEP = 4               # groups of rows in a tile of bf16
-    ROW_STEP = 2                    # and in the others
-    BF16_COLUMN_BLOCK = 256         # for tiles of bf16, which read activations ahead, so that they need not stay in L2
-    COLUMN_BLOCK_BYTES = 1 << 20    # half of a 2 MB L2: activations that stay there while row groups go by
-
-cdef enum:
-    MAX_PARTS = 4              # matrices that one matmul operation multiplies by the same activations
-    LOGITS = -1                # the output of the head is the caller's array
-
-cdef double SIGNAL_INTERVAL_S = 0.03
-cdef double LOCK_INTERVAL_S = 0.02  # how often a run that waits for another looks whether it is still wanted
-
-cdef enum:
-    GO_ON
-    INTERRUPTED                # a signal's handler has raised
-    CANCELLED
-    OVERDUE
-    CLOSED
-
-cdef struct Buffer:
-    float *data                # (max_tokens, stride), of which width are used; rows a pair: max_tokens * pairs
-    int64_t width
-    int64_t stride
-    int64_t pairs              # of a token with its experts, each with a row here; 0: one row a token
-    ExpertPlan *plan           # where the rows of pairs are
-    uint8_t *q16                # records of quantised activations, NULL where no matmul wants them
-    int64_t q16_stride
-    uint16_t *bf16              # the same for tiles of bf16; NULL for rows of pairs
-
-cdef struct Part:
-    MatrixView m
-    const MatrixView *each     # the matrices of all experts, where those are multiplied
-    int out
-
-cdef struct Op:
-    int kind
-    bint outputs_only          # rows are the tokens whose logits are wanted, not all tokens
-    bint quantize_out          # a matmul with quantised weights reads the output
-    bint accumulate            # out += instead of out =
-    int x
-    int y
-    int z
-    int out
-    int activation
-    int pairing
-    int n_parts
-    int64_t pairs              # of a token, where it works on those
-    ExpertPlan *plan           # of the pairs that a row or matmul is about
-    bint gather_floats         # as float32, not only quantised
-    int64_t layer
-    int64_t n_heads
-    int64_t n_kv_heads
-    int64_t head_dim
-    int64_t n_rot
-    int64_t width              # of the logits, where they are capped
-    int64_t window
-    float eps
-    float factor
-    float softcap
-    const float *weight
-    const float *weight2
-    const float *cos
-    const float *sin
-    MatrixView table           # of an embedding
-    Part parts[MAX_PARTS]
-
-# Operations [begin, end) between two barriers: token by token, or one matmul, or one attention
-cdef struct Stage:
-    int begin
-    int end
-
-cdef struct Span:
-    int64_t t0                 # first token in the batch
-    int64_t n
-    int64_t pos                # its position in the sequence
-    uint8_t *k
-    uint8_t *v
-    int64_t layer_bytes
-    int64_t head_bytes
-    int64_t padded
-    int kv_type
-
-cdef struct Run:
-    const woolly_kernels *kernels
-    const int32_t *tokens
-    const int32_t *positions
-    const int32_t *span_of     # of each token
-    const int32_t *outputs     # rows of the batch whose logits are wanted
-    int64_t n_tokens
-    int64_t n_outputs
-    int64_t n_spans
-    const Span *spans
-    float *logits
-    const Buffer *buffers
-    const Op *ops
-    const Stage *stages
-    int n_stages
-    woolly_tasks *tasks        # two a stage
-    woolly_team team
-    float *scratch             # (n_threads, scratch_floats)
-    int64_t scratch_floats
-    float *partial
-    bint split
-    double *times              # of each stage, or NULL
-    volatile int stop          # set between arrival and release, so that all threads see the same
-    volatile int *asked        # of the caller's Stop, or NULL
-    double deadline_s          # 0 for none
-    double checked_s           # when signals were last looked for
-    double before_s            # when the last stage ended
-
-
-cdef class Stop:
-    """A way to end runs from outside: from any thread, or at a deadline."""
-
-    cdef volatile int _asked
-    cdef double _deadline_s
-
-    def reset(self, deadline_s=None):
-        """Forget an earlier `cancel`; from now on runs end at deadline_s of `time.monotonic`, if it is given."""
-        self._asked = 0
-        self._deadline_s = 0 if deadline_s is None else deadline_s
-
-    def set_deadline(self, deadline_s):
-        """Runs end at deadline_s of `time.monotonic`, or at no time if None."""
-        self._deadline_s = 0 if deadline_s is None else deadline_s
-
-    def cancel(self):
-        """End the run that has this stop, and each one after it until `reset`."""
-        self._asked = 1
-
-    def check(self):
-        """Raise CancelledError if it was cancelled, or the deadline has passed."""
-        raise_for(CANCELLED if self._asked else OVERDUE if 0 < self._deadline_s <= seconds_now() else GO_ON)
-
-
-cdef raise_for(int reason):
-    if reason == CANCELLED:
-        raise CancelledError("the step was cancelled")
-    if reason == OVERDUE:
-        raise CancelledError("the step was ended at its deadline")
-    if reason == CLOSED:
-        raise WoollyError("the model was closed")
+    SPANS_ON_STACK = 64        # of a run with more sequences, they are in an array of numpy
 
 
 cdef class Program:
@@ -255,9 +69,8 @@ cdef class Program:
     cdef int _n_bufs, _n_ops, _n_stages, _capacity
     cdef bint _outputs_only
     cdef int64_t _n_layers, _n_kv_heads, _head_dim, _max_heads, _vocab_size, _logits_width, _max_positions
-    cdef object _scratch, _partial, _lock, _interrupt
-    cdef volatile int _cancel, _closed
-    cdef int _n_forks
+    cdef object _scratch, _partial
+    cdef Executor _executor
 
     def __cinit__(self, max_tokens, n_threads=None):
         if max_tokens < 1:
@@ -274,8 +87,7 @@ cdef class Program:
         self.part_names, self._parts_of = [], {}
         self.names, self._out_of, self._alive, self._buffers, self._writer = [], [], [], {}, {}
         self._plans = {}
-        self._lock = threading.Lock()
-        self._n_forks = forks()
+        self._executor = Executor()
         self._max_positions = 2**31 - 1
 
     def __dealloc__(self):
@@ -654,7 +466,7 @@ cdef class Program:
 
     def close(self):
         """Refuse further runs, and end the one that runs, in whatever thread it is, with WoollyError."""
-        self._closed = 1
+        self._executor.close()
 
     def run(self, tokens, spans, outputs, logits, /, *, capture=None, times=None, stop=None):
         """Run every operation for one batch.
@@ -694,29 +506,14 @@ cdef class Program:
         if len(tokens) == 0:
             return
         positions, span_of = self._expand(spans)
-        self._enter(stop)
+        self._executor.enter(stop)
         try:
             if capture is None:
                 self._run_stages(tokens, spans, positions, span_of, outputs, logits, 0, -1, times, stop)
             else:
                 self._run_capturing(tokens, spans, positions, span_of, outputs, logits, capture, stop)
         finally:
-            self._lock.release()
-
-    def _enter(self, stop):
-        """Take the lock; give up as soon as the run is not wanted any more."""
-        if self._n_forks != forks():
-            # A child of fork: the thread that may have held the lock is not here.
-            self._lock, self._n_forks = threading.Lock(), forks()
-        if stop is not None:
-            stop.check()
-        while not self._lock.acquire(timeout=LOCK_INTERVAL_S):
-            if stop is not None:
-                stop.check()
-            raise_for(CLOSED if self._closed else GO_ON)
-        if self._closed:
-            self._lock.release()
-            raise_for(CLOSED)
+            self._executor.leave()
 
     def _check(self, tokens, spans, outputs, logits):
         if tokens.ndim != 1 or len(tokens) > self.max_tokens:
@@ -784,42 +581,21 @@ cdef class Program:
         cdef float[:, ::1] logits_view = logits
         cdef double[::1] times_view = times
         cdef Stage single
-        cdef Span[64] few
+        cdef Span[SPANS_ON_STACK] few
         cdef Span *span_array = few
-        cdef KVCache cache
-        cdef woolly_kv_head head
         cdef Run run
-        cdef int threads = usable_threads(self.n_threads), i
-        cdef int64_t t0 = 0, n_partial = 0
+        cdef int threads = usable_threads(self.n_threads)
         many = None
-        if len(spans) > 64:
+        if len(spans) > SPANS_ON_STACK:
             many = np.empty(len(spans) * sizeof(Span), dtype=np.uint8)
             span_array = <Span *><size_t>many.ctypes.data
         memset(&run, 0, sizeof(Run))
-        for i, (cache, pos, n) in enumerate(spans):
-            head = cache.head(0, 0)
-            span_array[i] = Span(t0, n, pos, <uint8_t *>head.k, <uint8_t *>head.v, cache.n_kv_heads * cache.head_bytes,
-                                 cache.head_bytes, cache.padded, cache.kv_type)
-            n_partial += (pos // 128 + 1) * self._max_heads * (cache.padded + 2)
-            t0 += n
-        # one token a sequence and few of them: let the tiles be tasks, so that all threads have one
-        run.split = t0 == len(spans) and len(spans) * self._n_kv_heads < 8 * threads and threads > 1
-        if run.split and (self._partial is None or self._partial.size < n_partial):
-            self._partial = np.empty(2 * n_partial, dtype=np.float32)
-        run.scratch_floats = job_scratch((self._head_dim + 15) // 16 * 16)
-        if run.scratch_floats * 4 < self._max_row_bytes():
-            run.scratch_floats = (self._max_row_bytes() + 3) // 4
-        run.scratch_floats = (run.scratch_floats + 31) // 16 * 16
-        if self._scratch is None or self._scratch.size < run.scratch_floats * threads * 4:
-            self._scratch = aligned_empty(run.scratch_floats * threads * 4)
         run.kernels = active()
         run.tokens, run.positions, run.span_of = &token_view[0], &position_view[0], &span_view[0]
-        run.n_tokens, run.n_outputs, run.n_spans = len(tokens), len(outputs), len(spans)
+        run.n_tokens, run.n_outputs = len(tokens), len(outputs)
         run.outputs = &output_view[0] if len(outputs) else NULL
         run.logits = &logits_view[0, 0] if len(outputs) else NULL
-        run.spans, run.buffers, run.ops = span_array, self._buf, self._ops
-        run.scratch = <float *><size_t>self._scratch.ctypes.data
-        run.partial = <float *><size_t>self._partial.ctypes.data if run.split else NULL
+        run.buffers, run.ops = self._buf, self._ops
         run.stages, run.n_stages, run.tasks = self._stages, self._n_stages, self._tasks
         if op_end >= 0:
             single = Stage(op_begin, op_end)
@@ -828,22 +604,37 @@ cdef class Program:
             if times.shape != (self._n_stages,):
                 raise ValueError(f"run: times must be ({self._n_stages},), got {times.shape}")
             run.times = &times_view[0]
-        memset(self._tasks, 0, 2 * run.n_stages * sizeof(woolly_tasks))
-        run.checked_s = run.before_s = seconds_now()
-        if stop is not None:
-            run.asked, run.deadline_s = &stop._asked, stop._deadline_s
-        self._cancel = GO_ON
-        self._interrupt = None
-        with nogil:
-            if threads == 1:
-                self._work(&run, 0, 1)
-            else:
-                with parallel(num_threads=threads):
-                    self._work(&run, openmp.omp_get_thread_num(), openmp.omp_get_num_threads())
-        if self._interrupt is not None:
-            interrupt, self._interrupt = self._interrupt, None
-            raise interrupt
-        raise_for(self._cancel)
+        self._set_spans(&run, span_array, spans, threads)
+        self._set_scratch(&run, threads)
+        self._executor.execute(&run, threads, stop)
+
+    cdef _set_spans(self, Run *run, Span *span_array, spans, int threads):
+        """The sequences of a run, and whether their attention is split by tiles."""
+        cdef KVCache cache
+        cdef woolly_kv_head head
+        cdef int64_t t0 = 0, n_partial = 0
+        cdef int i
+        for i, (cache, pos, n) in enumerate(spans):
+            head = cache.head(0, 0)
+            span_array[i] = Span(t0, n, pos, <uint8_t *>head.k, <uint8_t *>head.v, cache.n_kv_heads * cache.head_bytes,
+                                 cache.head_bytes, cache.padded, cache.kv_type)
+            n_partial += (pos // 128 + 1) * self._max_heads * (cache.padded + 2)
+            t0 += n
+        run.spans, run.n_spans = span_array, len(spans)
+        # one token a sequence and few of them: let the tiles be tasks, so that all threads have one
+        run.split = t0 == len(spans) and len(spans) * self._n_kv_heads < 8 * threads and threads > 1
+        if run.split:
+            if self._partial is None or self._partial.size < n_partial:
+                self._partial = np.empty(2 * n_partial, dtype=np.float32)
+            run.partial = <float *><size_t>self._partial.ctypes.data
+
+    cdef _set_scratch(self, Run *run, int threads):
+        """Memory of each thread: for attention, or for the stored blocks of an embedding's row."""
+        cdef int64_t floats = max(job_scratch((self._head_dim + 15) // 16 * 16), (self._max_row_bytes() + 3) // 4)
+        run.scratch_floats = (floats + 31) // 16 * 16
+        if self._scratch is None or self._scratch.size < run.scratch_floats * threads * 4:
+            self._scratch = aligned_empty(run.scratch_floats * threads * 4)
+        run.scratch = <float *><size_t>self._scratch.ctypes.data
 
     def _max_row_bytes(self):
         cdef int i
@@ -862,299 +653,3 @@ cdef class Program:
     def vocab_size(self):
         """Rows of the embedding table: token ids are below this."""
         return self._vocab_size
-
-    cdef bint _signalled(self) noexcept with gil:
-        try:
-            PyErr_CheckSignals()
-        except BaseException as interrupt:
-            self._interrupt = interrupt
-            return True
-        return False
-
-    cdef void _work(self, Run *run, int thread, int n_threads) noexcept nogil:
-        """What one thread does: its share of each stage, then wait for the others.
-
-        A stage of a single token is no work to share, nor is a plan: the thread that ends the stage before it does it,
-        at no barrier.
-        """
-        cdef float *scratch = run.scratch + thread * run.scratch_floats
-        cdef int s = 0, i, serial
-        while s < run.n_stages:
-            work_stage(run, s, scratch, n_threads)
-            serial = 0
-            while s + serial + 1 < run.n_stages and is_serial(run, s + serial + 1):
-                serial += 1
-            if thread == 0:
-                self._look_for_signals(run)
-            if team_arrive(&run.team, n_threads):
-                run.stop = self._cancel
-                keep_time(run, s)
-                for i in range(s + 1, s + 1 + serial):
-                    work_stage(run, i, scratch, 1)
-                    keep_time(run, i)
-                team_release(&run.team)
-            if run.stop:
-                return
-            s += 1 + serial
-
-    cdef void _look_for_signals(self, Run *run) noexcept nogil:
-        """Whether to stop after this stage; Ctrl-C is looked for every 30 ms, as that needs the GIL."""
-        cdef double now = seconds_now()
-        if self._closed:
-            self._cancel = CLOSED
-        elif run.asked != NULL and run.asked[0]:
-            self._cancel = CANCELLED
-        elif 0 < run.deadline_s <= now:
-            self._cancel = OVERDUE
-        elif now - run.checked_s > SIGNAL_INTERVAL_S:
-            run.checked_s = now
-            if self._signalled():
-                self._cancel = INTERRUPTED
-
-
-cdef bint is_serial(const Run *run, int s) noexcept nogil:
-    cdef const Op *op = &run.ops[run.stages[s].begin]
-    return op.kind == PLAN or op.kind < MATMUL and n_rows(run, op) <= max(<int64_t>1, op.pairs)
-
-
-cdef int64_t n_rows(const Run *run, const Op *op) noexcept nogil:
-    return (run.n_outputs if op.outputs_only else run.n_tokens) * max(<int64_t>1, op.pairs)
-
-
-cdef void keep_time(Run *run, int s) noexcept nogil:
-    cdef double now
-    if run.times != NULL:
-        now = seconds_now()
-        run.times[s] += now - run.before_s
-        run.before_s = now
-
-
-cdef void work_stage(Run *run, int s, float *scratch, int n_threads) noexcept nogil:
-    cdef const Stage *stage = &run.stages[s]
-    cdef int kind = run.ops[stage.begin].kind
-    if kind == MATMUL:
-        work_matmul(run, &run.ops[stage.begin], &run.tasks[2 * s], n_threads)
-    elif kind == ATTENTION:
-        work_attention(run, &run.ops[stage.begin], &run.tasks[2 * s], scratch, n_threads)
-    elif kind == EXPERT_MATMUL:
-        work_expert_matmul(run, &run.ops[stage.begin], &run.tasks[2 * s], n_threads)
-    elif kind == PLAN:
-        work_plan(run, &run.ops[stage.begin], &run.tasks[2 * s])
-    else:
-        work_rows(run, stage, &run.tasks[2 * s], scratch, n_threads)
-
-
-cdef void work_matmul(Run *run, const Op *op, woolly_tasks *tasks, int n_threads) noexcept nogil:
-    """Blocks of columns that fit into L2, for each the row groups of all parts in chunks; whoever is free takes one."""
-    cdef int64_t n_cols = n_rows(run, op)
-    cdef const Buffer *x = &run.buffers[op.x]
-    cdef int64_t column_bytes = x.q16_stride if op.parts[0].m.quantised else 4 * x.stride
-    cdef int64_t block = max(COLUMN_STEP, COLUMN_BLOCK_BYTES // column_bytes // COLUMN_STEP * COLUMN_STEP)
-    cdef bint in_bf16 = run.kernels.bf16_of_q16 != NULL and n_cols >= WOOLLY_BF16_LEAST_COLS
-    cdef int64_t step = ROW_STEP, total = 0, chunk, task, begin = 0, n_chunks, col = 0
-    cdef int i
-    cdef woolly_matmul_args args
-    if in_bf16:
-        block, step = BF16_COLUMN_BLOCK, BF16_ROW_STEP
-    for i in range(op.n_parts):
-        total += op.parts[i].m.n_groups
-    chunk = total if n_threads == 1 else max(step, total // (n_threads * 8) // step * step)
-    args.x_stride, args.xq_stride = x.stride, x.q16_stride
-    args.accumulate = op.accumulate
-    task = next_task(tasks)
-    while col < n_cols:
-        args.n_cols = min(block, n_cols - col)
-        args.x, args.xq = x.data + col * x.stride, x.q16 + col * x.q16_stride
-        args.bf16 = x.bf16 + col * 2 * x.width if in_bf16 else NULL
-        for i in range(op.n_parts):
-            n_chunks = (op.parts[i].m.n_groups + chunk - 1) // chunk
-            set_part(run, &op.parts[i], col, &args)
-            while task < begin + n_chunks:
-                run.kernels.formats[op.parts[i].m.format].matmul(
-                    &args, (task - begin) * chunk, min(op.parts[i].m.n_groups, (task - begin + 1) * chunk))
-                task = next_task(tasks)
-            begin += n_chunks
-        col += block
-
-
-cdef void set_part(Run *run, const Part *part, int64_t col, woolly_matmul_args *args) noexcept nogil:
-    args.w, args.n_rows, args.n_k = part.m.w, part.m.n_rows, part.m.n_cols
-    if part.out == LOGITS:
-        args.out, args.out_stride = run.logits, part.m.n_rows
-    else:
-        args.out, args.out_stride = run.buffers[part.out].data, run.buffers[part.out].stride
-    args.out = args.out + col * args.out_stride
-
-
-cdef void work_plan(Run *run, const Op *op, woolly_tasks *tasks) noexcept nogil:
-    """One thread's work, whoever comes first."""
-    if next_task(tasks) == 0:
-        plan_experts(op.plan, run.buffers[op.x].data, run.buffers[op.x].stride, run.n_tokens)
-
-
-cdef void work_expert_matmul(Run *run, const Op *op, woolly_tasks *tasks, int n_threads) noexcept nogil:
-    cdef const Buffer *x = &run.buffers[op.x]
-    cdef const Buffer *tokens = &run.buffers[op.y]
-    cdef const Buffer *out
-    cdef ExpertJob job
-    cdef int i
-    job.plan, job.n_parts = op.plan, op.n_parts
-    job.x, job.x_stride, job.xq, job.xq_stride = x.data, x.stride, x.q16, x.q16_stride
-    job.token_x = tokens.data if op.x != op.y else NULL
-    job.token_x_stride, job.token_xq, job.token_xq_stride = tokens.stride, tokens.q16, tokens.q16_stride
-    for i in range(op.n_parts):
-        out = &run.buffers[op.parts[i].out]
-        job.parts[i] = ExpertPart(op.parts[i].each, out.data, out.stride)
-    run_expert_tasks(run.kernels, &job, tasks, n_threads)
-
-
-cdef void work_gather(Run *run, const Op *op, int64_t pair) noexcept nogil:
-    """A token's row once more, beside the others of the same expert; an expert with one token reads that one's own."""
-    cdef const Buffer *out = &run.buffers[op.out]
-    cdef const Buffer *x = &run.buffers[op.x]
-    cdef int64_t token = op.plan.token[pair]
-    if is_alone(op.plan, pair):
-        return
-    if op.gather_floats:
-        memcpy(out.data + pair * out.stride, x.data + token * x.stride, x.width * sizeof(float))
-    if op.quantize_out:
-        memcpy(out.q16 + pair * out.q16_stride, x.q16 + token * x.q16_stride, x.q16_stride)
-
-
-cdef void work_rows(Run *run, const Stage *stage, woolly_tasks *tasks, float *scratch, int n_threads) noexcept nogil:
-    cdef int64_t n = n_rows(run, &run.ops[stage.begin])
-    cdef int64_t chunk = max(<int64_t>1, min(<int64_t>16, n // (n_threads * 4)))
-    cdef int64_t task, row
-    cdef int op
-    while True:
-        task = next_task(tasks)
-        if task * chunk >= n:
-            return
-        for row in range(task * chunk, min(n, task * chunk + chunk)):
-            for op in range(stage.begin, stage.end):
-                work_row(run, &run.ops[op], row, scratch)
-
-
-cdef void work_row(Run *run, const Op *op, int64_t row, float *scratch) noexcept nogil:
-    """One operation for one token (or, after select, one output; or one pair of a token and an expert)."""
-    cdef const woolly_kernels *kernels = run.kernels
-    if op.kind == SOFTCAP:
-        kernels.softcap(run.logits + row * op.width, op.factor, op.width, run.logits + row * op.width)
-        return
-    cdef const Buffer *buf = &run.buffers[op.out]
-    cdef float *out = buf.data + row * buf.stride
-    cdef const float *x = run.buffers[op.x].data + row * run.buffers[op.x].stride
-    if op.kind == EMBED:
-        matrix_row(kernels, &op.table, run.tokens[row], <uint8_t *>scratch, out)
-        if op.factor != 1:
-            kernels.scale(out, op.factor, buf.width, out)
-    elif op.kind == RMSNORM:
-        if op.accumulate:
-            kernels.rmsnorm(x, op.weight, buf.width, op.eps, <float *>x)
-            kernels.add(out, x, buf.width, out)
-        else:
-            kernels.rmsnorm(x, op.weight, buf.width, op.eps, out)
-    elif op.kind == LAYERNORM:
-        kernels.layernorm(x, op.weight, op.weight2, buf.width, op.eps, out)
-    elif op.kind == BIAS:
-        kernels.add(x, op.weight, buf.width, out)
-    elif op.kind == ACTIVATE:
-        kernels.act(op.activation, x, buf.width, out)
-    elif op.kind == ADD:
-        kernels.add(x, run.buffers[op.y].data + row * run.buffers[op.y].stride, buf.width, out)
-    elif op.kind == SCALE:
-        kernels.scale(x, op.factor, buf.width, out)
-    elif op.kind == GLU:
-        kernels.glu(op.activation, x, run.buffers[op.y].data + row * run.buffers[op.y].stride, buf.width, out)
-    elif op.kind == SELECT:
-        memcpy(out, run.buffers[op.x].data + run.outputs[row] * run.buffers[op.x].stride, buf.width * sizeof(float))
-    elif op.kind == ROPE_STORE:
-        work_rope_store(run, op, row)
-    elif op.kind == ROUTE:
-        route_row(kernels, &op.plan.routing, <float *>x, out)
-    elif op.kind == EXPERT_BIAS:
-        kernels.add(out, op.weight + op.plan.expert[row] * buf.width, buf.width, out)
-    elif op.kind == COMBINE:
-        combine_row(kernels, op.plan, run.buffers[op.y].data + row * run.buffers[op.y].stride, row,
-                    run.buffers[op.x].data, run.buffers[op.x].stride, buf.width, out)
-    elif op.kind == GATHER:
-        work_gather(run, op, row)
-        return
-    if op.quantize_out:
-        kernels.quantize_q16(out, buf.width, buf.q16 + row * buf.q16_stride)
-        if buf.bf16 != NULL and kernels.bf16_of_q16 != NULL and n_rows(run, op) >= WOOLLY_BF16_LEAST_COLS:
-            kernels.bf16_of_q16(buf.q16 + row * buf.q16_stride, buf.width, row, buf.bf16)
-
-
-cdef void work_rope_store(Run *run, const Op *op, int64_t row) noexcept nogil:
-    cdef const woolly_kernels *kernels = run.kernels
-    cdef float *q = run.buffers[op.x].data + row * run.buffers[op.x].stride
-    cdef float *k = run.buffers[op.y].data + row * run.buffers[op.y].stride
-    cdef const float *v = run.buffers[op.z].data + row * run.buffers[op.z].stride
-    cdef int64_t h, dim = op.head_dim, pos = run.positions[row], half = op.n_rot // 2
-    cdef const Span *span = &run.spans[run.span_of[row]]
-    cdef woolly_kv_head kv
-    for h in range(op.n_heads):
-        if op.weight != NULL:
-            kernels.rmsnorm(q + h * dim, op.weight, dim, op.eps, q + h * dim)
-        if half:
-            kernels.rope(op.pairing, q + h * dim, op.n_rot, op.cos + pos * half, op.sin + pos * half)
-    kernels.scale(q, op.factor, op.n_heads * dim, q)
-    kv.head_dim = span.padded
-    kv.kv_type = span.kv_type
-    for h in range(op.n_kv_heads):
-        if op.weight2 != NULL:
-            kernels.rmsnorm(k + h * dim, op.weight2, dim, op.eps, k + h * dim)
-        if half:
-            kernels.rope(op.pairing, k + h * dim, op.n_rot, op.cos + pos * half, op.sin + pos * half)
-        kv.k = span.k + op.layer * span.layer_bytes + h * span.head_bytes
-        kv.v = span.v + op.layer * span.layer_bytes + h * span.head_bytes
-        kernels.store_kv(&kv, dim, pos, k + h * dim, v + h * dim)
-
-
-cdef void work_attention(Run *run, const Op *op, woolly_tasks *tasks, float *scratch, int n_threads) noexcept nogil:
-    """Tasks of all sequences in a row; when they were split by tiles, a barrier and the merging."""
-    cdef AttentionJob job
-    cdef int64_t s, task, begin, n_tasks, phase, partial
-    for phase in range(2 if run.split else 1):
-        if phase == 1:
-            team_barrier(&run.team, n_threads)
-        task = next_task(&tasks[phase])
-        begin = 0
-        partial = 0
-        for s in range(run.n_spans):
-            set_job(run, op, &run.spans[s], n_threads, &job)
-            job.partial = run.partial + partial
-            partial += job.n_tiles * op.n_heads * (job.padded + 2)
-            n_tasks = n_merge_tasks(&job) if phase == 1 else n_job_tasks(&job)
-            while task < begin + n_tasks:
-                if phase == 1:
-                    run_merge_task(run.kernels, &job, task - begin, scratch)
-                else:
-                    run_job_task(run.kernels, &job, task - begin, scratch)
-                task = next_task(&tasks[phase])
-            begin += n_tasks
-
-
-cdef void set_job(Run *run, const Op *op, const Span *span, int n_threads, AttentionJob *job) noexcept nogil:
-    cdef const Buffer *q = &run.buffers[op.x]
-    cdef const Buffer *out = &run.buffers[op.out]
-    job.queries.q = q.data + span.t0 * q.stride
-    job.queries.q_stride = q.stride
-    job.queries.q_head_stride = op.head_dim
-    job.queries.head_dim = op.head_dim
-    job.queries.n_rep = op.n_heads // op.n_kv_heads
-    job.queries.pos = span.pos
-    job.queries.window = op.window
-    job.queries.softcap = op.softcap
-    job.n_tokens = span.n
-    job.n_kv_heads = op.n_kv_heads
-    job.k = span.k + op.layer * span.layer_bytes
-    job.v = span.v + op.layer * span.layer_bytes
-    job.head_bytes = span.head_bytes
-    job.padded = span.padded
-    job.kv_type = span.kv_type
-    job.out = out.data + span.t0 * out.stride
-    job.out_stride = out.stride
-    job.sinks = op.weight
-    plan_job(job, run.split, n_threads)

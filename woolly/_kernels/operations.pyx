@@ -1,0 +1,258 @@
+"""The operations of a program, as one thread computes its share of them.
+
+Owns how a stage is cut into tasks that threads take one by one, and which kernels an operation calls on which rows.
+What is recorded is `Program`'s business, which stage comes when and who waits for whom the `Executor`'s.
+"""
+
+from libc.stdint cimport int64_t, uint8_t
+from libc.string cimport memcpy
+
+from woolly._kernels.attention cimport (
+    AttentionJob, n_job_tasks, n_merge_tasks, plan_job, run_job_task, run_merge_task,
+)
+from woolly._kernels.experts cimport (
+    ExpertJob, ExpertPart, combine_row, is_alone, next_task, plan_experts, route_row, run_expert_tasks, woolly_tasks,
+)
+from woolly._kernels.kernels cimport WOOLLY_BF16_LEAST_COLS, woolly_kernels, woolly_kv_head, woolly_matmul_args
+from woolly._kernels.matmul cimport matrix_row
+
+cdef extern from "team.h" nogil:
+    void team_barrier(woolly_team *team, int n_threads)
+
+cdef enum:
+    COLUMN_STEP = 48                # a multiple of every tile's columns
+    BF16_ROW_STEP = 4               # groups of rows in a tile of bf16
+    ROW_STEP = 2                    # and in the others
+    BF16_COLUMN_BLOCK = 256         # for tiles of bf16, which read activations ahead, so that they need not stay in L2
+    COLUMN_BLOCK_BYTES = 1 << 20    # half of a 2 MB L2: activations that stay there while row groups go by
+
+
+cdef void work_stage(Run *run, int s, float *scratch, int n_threads) noexcept nogil:
+    cdef const Stage *stage = &run.stages[s]
+    cdef int kind = run.ops[stage.begin].kind
+    if kind == MATMUL:
+        work_matmul(run, &run.ops[stage.begin], &run.tasks[2 * s], n_threads)
+    elif kind == ATTENTION:
+        work_attention(run, &run.ops[stage.begin], &run.tasks[2 * s], scratch, n_threads)
+    elif kind == EXPERT_MATMUL:
+        work_expert_matmul(run, &run.ops[stage.begin], &run.tasks[2 * s], n_threads)
+    elif kind == PLAN:
+        work_plan(run, &run.ops[stage.begin], &run.tasks[2 * s])
+    else:
+        work_rows(run, stage, &run.tasks[2 * s], scratch, n_threads)
+
+
+cdef void work_matmul(Run *run, const Op *op, woolly_tasks *tasks, int n_threads) noexcept nogil:
+    """Blocks of columns that fit into L2, for each the row groups of all parts in chunks; whoever is free takes one."""
+    cdef int64_t n_cols = n_rows(run, op)
+    cdef const Buffer *x = &run.buffers[op.x]
+    cdef int64_t column_bytes = x.q16_stride if op.parts[0].m.quantised else 4 * x.stride
+    cdef int64_t block = max(COLUMN_STEP, COLUMN_BLOCK_BYTES // column_bytes // COLUMN_STEP * COLUMN_STEP)
+    cdef bint in_bf16 = run.kernels.bf16_of_q16 != NULL and n_cols >= WOOLLY_BF16_LEAST_COLS
+    cdef int64_t step = ROW_STEP, total = 0, chunk, task, begin = 0, n_chunks, col = 0
+    cdef int i
+    cdef woolly_matmul_args args
+    if in_bf16:
+        block, step = BF16_COLUMN_BLOCK, BF16_ROW_STEP
+    for i in range(op.n_parts):
+        total += op.parts[i].m.n_groups
+    chunk = total if n_threads == 1 else max(step, total // (n_threads * 8) // step * step)
+    args.x_stride, args.xq_stride = x.stride, x.q16_stride
+    args.accumulate = op.accumulate
+    task = next_task(tasks)
+    while col < n_cols:
+        args.n_cols = min(block, n_cols - col)
+        args.x, args.xq = x.data + col * x.stride, x.q16 + col * x.q16_stride
+        args.bf16 = x.bf16 + col * 2 * x.width if in_bf16 else NULL
+        for i in range(op.n_parts):
+            n_chunks = (op.parts[i].m.n_groups + chunk - 1) // chunk
+            set_part(run, &op.parts[i], col, &args)
+            while task < begin + n_chunks:
+                run.kernels.formats[op.parts[i].m.format].matmul(
+                    &args, (task - begin) * chunk, min(op.parts[i].m.n_groups, (task - begin + 1) * chunk))
+                task = next_task(tasks)
+            begin += n_chunks
+        col += block
+
+
+cdef void set_part(Run *run, const Part *part, int64_t col, woolly_matmul_args *args) noexcept nogil:
+    args.w, args.n_rows, args.n_k = part.m.w, part.m.n_rows, part.m.n_cols
+    if part.out == LOGITS:
+        args.out, args.out_stride = run.logits, part.m.n_rows
+    else:
+        args.out, args.out_stride = run.buffers[part.out].data, run.buffers[part.out].stride
+    args.out = args.out + col * args.out_stride
+
+
+cdef void work_plan(Run *run, const Op *op, woolly_tasks *tasks) noexcept nogil:
+    """One thread's work, whoever comes first."""
+    if next_task(tasks) == 0:
+        plan_experts(op.plan, run.buffers[op.x].data, run.buffers[op.x].stride, run.n_tokens)
+
+
+cdef void work_expert_matmul(Run *run, const Op *op, woolly_tasks *tasks, int n_threads) noexcept nogil:
+    cdef const Buffer *x = &run.buffers[op.x]
+    cdef const Buffer *tokens = &run.buffers[op.y]
+    cdef const Buffer *out
+    cdef ExpertJob job
+    cdef int i
+    job.plan, job.n_parts = op.plan, op.n_parts
+    job.x, job.x_stride, job.xq, job.xq_stride = x.data, x.stride, x.q16, x.q16_stride
+    job.token_x = tokens.data if op.x != op.y else NULL
+    job.token_x_stride, job.token_xq, job.token_xq_stride = tokens.stride, tokens.q16, tokens.q16_stride
+    for i in range(op.n_parts):
+        out = &run.buffers[op.parts[i].out]
+        job.parts[i] = ExpertPart(op.parts[i].each, out.data, out.stride)
+    run_expert_tasks(run.kernels, &job, tasks, n_threads)
+
+
+cdef void work_gather(Run *run, const Op *op, int64_t pair) noexcept nogil:
+    """A token's row once more, beside the others of the same expert; an expert with one token reads that one's own."""
+    cdef const Buffer *out = &run.buffers[op.out]
+    cdef const Buffer *x = &run.buffers[op.x]
+    cdef int64_t token = op.plan.token[pair]
+    if is_alone(op.plan, pair):
+        return
+    if op.gather_floats:
+        memcpy(out.data + pair * out.stride, x.data + token * x.stride, x.width * sizeof(float))
+    if op.quantize_out:
+        memcpy(out.q16 + pair * out.q16_stride, x.q16 + token * x.q16_stride, x.q16_stride)
+
+
+cdef void work_rows(Run *run, const Stage *stage, woolly_tasks *tasks, float *scratch, int n_threads) noexcept nogil:
+    cdef int64_t n = n_rows(run, &run.ops[stage.begin])
+    cdef int64_t chunk = max(<int64_t>1, min(<int64_t>16, n // (n_threads * 4)))
+    cdef int64_t task, row
+    cdef int op
+    while True:
+        task = next_task(tasks)
+        if task * chunk >= n:
+            return
+        for row in range(task * chunk, min(n, task * chunk + chunk)):
+            for op in range(stage.begin, stage.end):
+                work_row(run, &run.ops[op], row, scratch)
+
+
+cdef void work_row(Run *run, const Op *op, int64_t row, float *scratch) noexcept nogil:
+    """One operation for one token (or, after select, one output; or one pair of a token and an expert)."""
+    cdef const woolly_kernels *kernels = run.kernels
+    if op.kind == SOFTCAP:
+        kernels.softcap(run.logits + row * op.width, op.factor, op.width, run.logits + row * op.width)
+        return
+    cdef const Buffer *buf = &run.buffers[op.out]
+    cdef float *out = buf.data + row * buf.stride
+    cdef const float *x = run.buffers[op.x].data + row * run.buffers[op.x].stride
+    if op.kind == EMBED:
+        matrix_row(kernels, &op.table, run.tokens[row], <uint8_t *>scratch, out)
+        if op.factor != 1:
+            kernels.scale(out, op.factor, buf.width, out)
+    elif op.kind == RMSNORM:
+        if op.accumulate:
+            kernels.rmsnorm(x, op.weight, buf.width, op.eps, <float *>x)
+            kernels.add(out, x, buf.width, out)
+        else:
+            kernels.rmsnorm(x, op.weight, buf.width, op.eps, out)
+    elif op.kind == LAYERNORM:
+        kernels.layernorm(x, op.weight, op.weight2, buf.width, op.eps, out)
+    elif op.kind == BIAS:
+        kernels.add(x, op.weight, buf.width, out)
+    elif op.kind == ACTIVATE:
+        kernels.act(op.activation, x, buf.width, out)
+    elif op.kind == ADD:
+        kernels.add(x, run.buffers[op.y].data + row * run.buffers[op.y].stride, buf.width, out)
+    elif op.kind == SCALE:
+        kernels.scale(x, op.factor, buf.width, out)
+    elif op.kind == GLU:
+        kernels.glu(op.activation, x, run.buffers[op.y].data + row * run.buffers[op.y].stride, buf.width, out)
+    elif op.kind == SELECT:
+        memcpy(out, run.buffers[op.x].data + run.outputs[row] * run.buffers[op.x].stride, buf.width * sizeof(float))
+    elif op.kind == ROPE_STORE:
+        work_rope_store(run, op, row)
+    elif op.kind == ROUTE:
+        route_row(kernels, &op.plan.routing, <float *>x, out)
+    elif op.kind == EXPERT_BIAS:
+        kernels.add(out, op.weight + op.plan.expert[row] * buf.width, buf.width, out)
+    elif op.kind == COMBINE:
+        combine_row(kernels, op.plan, run.buffers[op.y].data + row * run.buffers[op.y].stride, row,
+                    run.buffers[op.x].data, run.buffers[op.x].stride, buf.width, out)
+    elif op.kind == GATHER:
+        work_gather(run, op, row)
+        return
+    if op.quantize_out:
+        kernels.quantize_q16(out, buf.width, buf.q16 + row * buf.q16_stride)
+        if buf.bf16 != NULL and kernels.bf16_of_q16 != NULL and n_rows(run, op) >= WOOLLY_BF16_LEAST_COLS:
+            kernels.bf16_of_q16(buf.q16 + row * buf.q16_stride, buf.width, row, buf.bf16)
+
+
+cdef void work_rope_store(Run *run, const Op *op, int64_t row) noexcept nogil:
+    cdef const woolly_kernels *kernels = run.kernels
+    cdef float *q = run.buffers[op.x].data + row * run.buffers[op.x].stride
+    cdef float *k = run.buffers[op.y].data + row * run.buffers[op.y].stride
+    cdef const float *v = run.buffers[op.z].data + row * run.buffers[op.z].stride
+    cdef int64_t h, dim = op.head_dim, pos = run.positions[row], half = op.n_rot // 2
+    cdef const Span *span = &run.spans[run.span_of[row]]
+    cdef woolly_kv_head kv
+    for h in range(op.n_heads):
+        if op.weight != NULL:
+            kernels.rmsnorm(q + h * dim, op.weight, dim, op.eps, q + h * dim)
+        if half:
+            kernels.rope(op.pairing, q + h * dim, op.n_rot, op.cos + pos * half, op.sin + pos * half)
+    kernels.scale(q, op.factor, op.n_heads * dim, q)
+    kv.head_dim = span.padded
+    kv.kv_type = span.kv_type
+    for h in range(op.n_kv_heads):
+        if op.weight2 != NULL:
+            kernels.rmsnorm(k + h * dim, op.weight2, dim, op.eps, k + h * dim)
+        if half:
+            kernels.rope(op.pairing, k + h * dim, op.n_rot, op.cos + pos * half, op.sin + pos * half)
+        kv.k = span.k + op.layer * span.layer_bytes + h * span.head_bytes
+        kv.v = span.v + op.layer * span.layer_bytes + h * span.head_bytes
+        kernels.store_kv(&kv, dim, pos, k + h * dim, v + h * dim)
+
+
+cdef void work_attention(Run *run, const Op *op, woolly_tasks *tasks, float *scratch, int n_threads) noexcept nogil:
+    """Tasks of all sequences in a row; when they were split by tiles, a barrier and the merging."""
+    cdef AttentionJob job
+    cdef int64_t s, task, begin, n_tasks, phase, partial
+    for phase in range(2 if run.split else 1):
+        if phase == 1:
+            team_barrier(&run.team, n_threads)
+        task = next_task(&tasks[phase])
+        begin = 0
+        partial = 0
+        for s in range(run.n_spans):
+            set_job(run, op, &run.spans[s], n_threads, &job)
+            job.partial = run.partial + partial
+            partial += job.n_tiles * op.n_heads * (job.padded + 2)
+            n_tasks = n_merge_tasks(&job) if phase == 1 else n_job_tasks(&job)
+            while task < begin + n_tasks:
+                if phase == 1:
+                    run_merge_task(run.kernels, &job, task - begin, scratch)
+                else:
+                    run_job_task(run.kernels, &job, task - begin, scratch)
+                task = next_task(&tasks[phase])
+            begin += n_tasks
+
+
+cdef void set_job(Run *run, const Op *op, const Span *span, int n_threads, AttentionJob *job) noexcept nogil:
+    cdef const Buffer *q = &run.buffers[op.x]
+    cdef const Buffer *out = &run.buffers[op.out]
+    job.queries.q = q.data + span.t0 * q.stride
+    job.queries.q_stride = q.stride
+    job.queries.q_head_stride = op.head_dim
+    job.queries.head_dim = op.head_dim
+    job.queries.n_rep = op.n_heads // op.n_kv_heads
+    job.queries.pos = span.pos
+    job.queries.window = op.window
+    job.queries.softcap = op.softcap
+    job.n_tokens = span.n
+    job.n_kv_heads = op.n_kv_heads
+    job.k = span.k + op.layer * span.layer_bytes
+    job.v = span.v + op.layer * span.layer_bytes
+    job.head_bytes = span.head_bytes
+    job.padded = span.padded
+    job.kv_type = span.kv_type
+    job.out = out.data + span.t0 * out.stride
+    job.out_stride = out.stride
+    job.sinks = op.weight
+    plan_job(job, run.split, n_threads)
