@@ -24,6 +24,7 @@ cdef enum:
     BF16_ROW_STEP = 4               # groups of rows in a tile of bf16
     ROW_STEP = 2                    # and in the others
     BF16_COLUMN_BLOCK = 256         # for tiles of bf16, which read activations ahead, so that they need not stay in L2
+    FLOAT_COLUMN_BLOCK = 264        # of float formats, which cut k themselves
     COLUMN_BLOCK_BYTES = 1 << 20    # half of a 2 MB L2: activations that stay there while row groups go by
 
 
@@ -42,21 +43,50 @@ cdef void work_stage(Run *run, int s, float *scratch, int n_threads) noexcept no
         work_rows(run, stage, &run.tasks[2 * s], scratch, n_threads)
 
 
+# How the row groups of all parts of a matmul are cut into chunks: a large one for each thread to begin with, whose weights
+# stream by without a break, then small ones for whoever is free
+cdef struct Chunks:
+    int64_t total
+    int64_t n_large
+    int64_t large
+    int64_t small
+
+
+cdef Chunks cut_rows(int64_t total, int64_t step, int n_threads) noexcept nogil:
+    cdef Chunks chunks
+    chunks.total, chunks.n_large = total, n_threads
+    chunks.large = total if n_threads == 1 else total * 3 // (4 * n_threads) // step * step
+    chunks.small = max(step, total // (n_threads * 8) // step * step)
+    return chunks
+
+
+cdef int64_t n_chunks(const Chunks *chunks) noexcept nogil:
+    cdef int64_t rest = chunks.total - chunks.n_large * chunks.large
+    return chunks.n_large + (rest + chunks.small - 1) // chunks.small
+
+
+cdef int64_t chunk_begin(const Chunks *chunks, int64_t i) noexcept nogil:
+    cdef int64_t n_large = min(i, chunks.n_large)
+    return min(chunks.total, n_large * chunks.large + (i - n_large) * chunks.small)
+
+
 cdef void work_matmul(Run *run, const Op *op, woolly_tasks *tasks, int n_threads) noexcept nogil:
-    """Blocks of columns that fit into L2, for each the row groups of all parts in chunks; whoever is free takes one."""
+    """Blocks of columns, for each the row groups of all parts in chunks; whoever is free takes one."""
     cdef int64_t n_cols = n_rows(run, op)
     cdef const Buffer *x = &run.buffers[op.x]
-    cdef int64_t column_bytes = x.q16_stride if op.parts[0].m.quantised else 4 * x.stride
-    cdef int64_t block = max(COLUMN_STEP, COLUMN_BLOCK_BYTES // column_bytes // COLUMN_STEP * COLUMN_STEP)
     cdef bint in_bf16 = run.kernels.bf16_of_q16 != NULL and n_cols >= WOOLLY_BF16_LEAST_COLS
-    cdef int64_t step = ROW_STEP, total = 0, chunk, task, begin = 0, n_chunks, col = 0
+    cdef int64_t block = FLOAT_COLUMN_BLOCK, step = ROW_STEP, total = 0, task, begin = 0, count, col = 0
     cdef int i
     cdef woolly_matmul_args args
-    if in_bf16:
-        block, step = BF16_COLUMN_BLOCK, BF16_ROW_STEP
+    cdef Chunks chunks
+    if op.parts[0].m.quantised:
+        block = max(COLUMN_STEP, COLUMN_BLOCK_BYTES // x.q16_stride // COLUMN_STEP * COLUMN_STEP)
+        if in_bf16:
+            block, step = BF16_COLUMN_BLOCK, BF16_ROW_STEP
     for i in range(op.n_parts):
         total += op.parts[i].m.n_groups
-    chunk = total if n_threads == 1 else max(step, total // (n_threads * 8) // step * step)
+    chunks = cut_rows(total, step, n_threads)
+    count = n_chunks(&chunks)
     args.x_stride, args.xq_stride = x.stride, x.q16_stride
     args.accumulate = op.accumulate
     task = next_task(tasks)
@@ -64,15 +94,27 @@ cdef void work_matmul(Run *run, const Op *op, woolly_tasks *tasks, int n_threads
         args.n_cols = min(block, n_cols - col)
         args.x, args.xq = x.data + col * x.stride, x.q16 + col * x.q16_stride
         args.bf16 = x.bf16 + col * 2 * x.width if in_bf16 else NULL
-        for i in range(op.n_parts):
-            n_chunks = (op.parts[i].m.n_groups + chunk - 1) // chunk
-            set_part(run, &op.parts[i], col, &args)
-            while task < begin + n_chunks:
-                run.kernels.formats[op.parts[i].m.format].matmul(
-                    &args, (task - begin) * chunk, min(op.parts[i].m.n_groups, (task - begin + 1) * chunk))
-                task = next_task(tasks)
-            begin += n_chunks
+        while task < begin + count:
+            matmul_rows(run, op, col, chunk_begin(&chunks, task - begin), chunk_begin(&chunks, task - begin + 1), &args)
+            task = next_task(tasks)
+        begin += count
         col += block
+
+
+cdef void matmul_rows(Run *run, const Op *op, int64_t col, int64_t group_begin, int64_t group_end,
+                      woolly_matmul_args *args) noexcept nogil:
+    """Row groups [group_begin, group_end), counted through all parts."""
+    cdef int64_t first = 0, n_groups
+    cdef const Part *part
+    cdef int i
+    for i in range(op.n_parts):
+        part = &op.parts[i]
+        n_groups = part.m.n_groups
+        if group_begin < first + n_groups and group_end > first:
+            set_part(run, part, col, args)
+            run.kernels.formats[part.m.format].matmul(args, max(<int64_t>0, group_begin - first),
+                                                      min(n_groups, group_end - first))
+        first += n_groups
 
 
 cdef void set_part(Run *run, const Part *part, int64_t col, woolly_matmul_args *args) noexcept nogil:

@@ -32,7 +32,7 @@ typedef struct {
 
 static INLINE void prefetch_share(const ahead *next, int64_t share, int64_t n_shares) {
     int64_t begin = next->n_bytes * share / n_shares & ~(int64_t)63, end = next->n_bytes * (share + 1) / n_shares;
-    for (int64_t i = begin; i < end; i += 64) __builtin_prefetch(next->from + i, 0, 2);
+    prefetch_bytes(next->from + begin, end - begin);
 }
 
 /* out (n_cols, n_rows at out_cols apart) += rows of a cache tile by x: FLOAT_RV groups of 16 rows at a time.

@@ -10,9 +10,13 @@
 #include "formats/floats.h"
 
 #define FLOAT_ROWS (FLOAT_RV * 16)
-#define FLOAT_K 256        /* k of one tile: 32 rows x 256 floats fill 32 KB of L1 */
-#define FLOAT_COL_BLOCK 96 /* columns that use a tile before the next one is made */
-#define FLOAT_DIRECT 4     /* up to as many columns, widening while reading is cheaper than a tile */
+#define FLOAT_K 256         /* k of one tile: 32 rows x 256 floats fill 32 KB of L1 */
+#define FLOAT_K_BLOCK 512   /* k of all rows and columns before the next ones: activations that stay in L2 */
+#define FLOAT_COL_BLOCK 264 /* columns and rows whose sums are carried from block to block: 132 KB */
+#define FLOAT_ROW_BLOCK 128
+#define FLOAT_DIRECT 4      /* up to as many columns, widening while reading is cheaper than a tile */
+#define FLOAT_DIRECT_K 64   /* k of a call then, between which weights are asked for */
+#define FLOAT_AHEAD 1024    /* weights of a group that are asked for in advance */
 
 /* acc[c * acc_cols + rv * acc_rv + lane] += sum over k of w[k * w_k + rv * w_rv + lane] x[c * x_cols + k];
  * distances in elements. For an odd last group w_rv = acc_rv = 0: the same rows twice */
@@ -85,35 +89,62 @@ static INLINE void store_rows(const woolly_matmul_args *a, int64_t col, int64_t 
     }
 }
 
-/* NAME_matmul: TILE says whether many columns go through a tile widened to f32 */
+/* NAME_matmul: TILE says whether many columns go through a tile widened to f32. NAME_tiled takes columns
+ * [col, col + n_cols) of n_groups groups, in blocks of k */
 #define DEFINE_FLOAT_MATMUL(NAME, T, LOAD, TILE)                                                                       \
     DEFINE_PACKING(NAME)                                                                                               \
-    static void NAME##_matmul(const woolly_matmul_args *a, int64_t group_begin, int64_t group_end) {                  \
+    static void NAME##_direct(const woolly_matmul_args *a, int64_t group, int64_t n_groups, int is_last, float *acc) { \
+        int64_t size = a->n_k * 16, w_rv = n_groups == FLOAT_RV ? size : 0, acc_rv = n_groups == FLOAT_RV ? 16 : 0;    \
+        const T *w = (const T *)a->w + group * size;                                                                   \
+        int64_t ahead = is_last || FLOAT_RV * size > FLOAT_AHEAD ? FLOAT_AHEAD : FLOAT_RV * size;                      \
+        for (int64_t k = 0; k < a->n_k; k += FLOAT_DIRECT_K) {                                                         \
+            int64_t n_k = a->n_k - k < FLOAT_DIRECT_K ? a->n_k - k : FLOAT_DIRECT_K;                                   \
+            for (int v = 0; v < FLOAT_RV; v++)                                                                         \
+                prefetch_bytes(w + k * 16 + v * w_rv + ahead, n_k * 16 * (int64_t)sizeof(T));                          \
+            float_cols_##NAME(a->n_cols, w + k * 16, 16, w_rv, a->x + k, a->x_stride, n_k, acc, FLOAT_ROWS, acc_rv);   \
+        }                                                                                                              \
+    }                                                                                                                  \
+    static void NAME##_tiled(const woolly_matmul_args *a, int64_t group, int64_t n_groups, int64_t col, int64_t n_cols, \
+                             float *acc) {                                                                             \
         ALIGNED float tile[TILE ? FLOAT_RV * FLOAT_K * 16 : 1];                                                        \
-        ALIGNED float acc[FLOAT_COL_BLOCK * FLOAT_ROWS];                                                               \
-        int tiled = TILE && a->n_cols > FLOAT_DIRECT;                                                                  \
-        for (int64_t group = group_begin; group < group_end; group += FLOAT_RV) {                                      \
-            int64_t n_rv = group_end - group < FLOAT_RV ? group_end - group : FLOAT_RV;                                \
-            for (int64_t col = 0; col < a->n_cols; col += FLOAT_COL_BLOCK) {                                           \
-                int64_t n_cols = a->n_cols - col < FLOAT_COL_BLOCK ? a->n_cols - col : FLOAT_COL_BLOCK;                \
-                memset(acc, 0, sizeof(float) * (size_t)(n_cols * FLOAT_ROWS));                                         \
-                for (int64_t k = 0; k < a->n_k; k += FLOAT_K) {                                                        \
-                    int64_t n_k = a->n_k - k < FLOAT_K ? a->n_k - k : FLOAT_K;                                         \
-                    const T *w = (const T *)a->w + (group * a->n_k + k) * 16;                                          \
+        for (int64_t block = 0; block < a->n_k; block += FLOAT_K_BLOCK) {                                              \
+            int64_t block_end = a->n_k - block < FLOAT_K_BLOCK ? a->n_k : block + FLOAT_K_BLOCK;                       \
+            for (int64_t g = 0; g < n_groups; g += FLOAT_RV) {                                                         \
+                int64_t is_pair = g + FLOAT_RV <= n_groups, w_rv = is_pair ? a->n_k * 16 : 0, acc_rv = is_pair ? 16 : 0; \
+                const T *w = (const T *)a->w + (group + g) * a->n_k * 16;                                              \
+                for (int64_t k = block; k < block_end; k += FLOAT_K) {                                                 \
+                    int64_t n_k = block_end - k < FLOAT_K ? block_end - k : FLOAT_K;                                   \
                     const float *x = a->x + col * a->x_stride + k;                                                     \
-                    int64_t w_rv = n_rv == FLOAT_RV ? a->n_k * 16 : 0, acc_rv = n_rv == FLOAT_RV ? 16 : 0;             \
-                    if (tiled) {                                                                                       \
-                        for (int v = 0; v < FLOAT_RV; v++)                                                             \
-                            for (int64_t i = 0; i < n_k; i++)                                                          \
-                                vf_store(tile + (v * FLOAT_K + i) * 16, LOAD(w + v * w_rv + i * 16));                  \
-                        float_cols_f32(n_cols, tile, 16, FLOAT_K * 16, x, a->x_stride, n_k, acc, FLOAT_ROWS, acc_rv);  \
+                    float *sums = acc + g * 16 * n_cols;                                                               \
+                    if (TILE) {                                                                                        \
+                        for (int64_t i = 0; i < n_k; i++)                                                              \
+                            for (int v = 0; v < FLOAT_RV; v++)                                                         \
+                                vf_store(tile + (i * FLOAT_RV + v) * 16, LOAD(w + v * w_rv + (k + i) * 16));           \
+                        float_cols_f32(n_cols, tile, FLOAT_ROWS, 16, x, a->x_stride, n_k, sums, FLOAT_ROWS, acc_rv);   \
                     } else {                                                                                           \
-                        float_cols_##NAME(n_cols, w, 16, w_rv, x, a->x_stride, n_k, acc, FLOAT_ROWS, acc_rv);          \
+                        float_cols_##NAME(n_cols, w + k * 16, 16, w_rv, x, a->x_stride, n_k, sums, FLOAT_ROWS, acc_rv); \
                     }                                                                                                  \
                 }                                                                                                      \
-                for (int64_t c = 0; c < n_cols; c++)                                                                   \
-                    for (int64_t v = 0; v < n_rv; v++)                                                                 \
-                        store_rows(a, col + c, (group + v) * 16, vf_load(acc + c * FLOAT_ROWS + v * 16));              \
+            }                                                                                                          \
+        }                                                                                                              \
+    }                                                                                                                  \
+    static void NAME##_matmul(const woolly_matmul_args *a, int64_t group_begin, int64_t group_end) {                  \
+        ALIGNED float acc[FLOAT_COL_BLOCK * FLOAT_ROW_BLOCK];                                                          \
+        int64_t step = a->n_cols <= FLOAT_DIRECT ? FLOAT_RV : FLOAT_ROW_BLOCK / 16;                                    \
+        for (int64_t group = group_begin; group < group_end; group += step) {                                          \
+            int64_t n_groups = group_end - group < step ? group_end - group : step;                                    \
+            for (int64_t col = 0; col < a->n_cols; col += FLOAT_COL_BLOCK) {                                           \
+                int64_t n_cols = a->n_cols - col < FLOAT_COL_BLOCK ? a->n_cols - col : FLOAT_COL_BLOCK;                \
+                int64_t n_sums = (n_groups + FLOAT_RV - 1) / FLOAT_RV * FLOAT_ROWS * n_cols;                           \
+                memset(acc, 0, sizeof(float) * (size_t)n_sums);                                                        \
+                if (a->n_cols <= FLOAT_DIRECT)                                                                         \
+                    NAME##_direct(a, group, n_groups, group + n_groups == group_end, acc);                             \
+                else                                                                                                   \
+                    NAME##_tiled(a, group, n_groups, col, n_cols, acc);                                                \
+                for (int64_t g = 0; g < n_groups; g++)                                                                 \
+                    for (int64_t c = 0; c < n_cols; c++)                                                               \
+                        store_rows(a, col + c, (group + g) * 16,                                                       \
+                                   vf_load(acc + (g / FLOAT_RV * n_cols + c) * FLOAT_ROWS + g % FLOAT_RV * 16));       \
             }                                                                                                          \
         }                                                                                                              \
     }

@@ -22,6 +22,10 @@
 #define INT_DIRECT_RARE INT_DIRECT /* the same of the rarer formats: fewer where the compiler takes long over them */
 #endif
 
+/* Weights that stream by are asked for as long before they are used as a pair of row groups takes; in the last pair of a
+ * range, where what follows may be another thread's, by so many bytes */
+#define LAST_AHEAD 1024
+
 typedef struct {
     ALIGNED uint8_t q[INT_TILE][8][INT_RV][64];
     ALIGNED float d[INT_TILE][INT_RV][2][16];
@@ -156,9 +160,11 @@ static INLINE vb rebias(vb q, int bias, int tile_bias) {
     DEFINE_PACKING(NAME)                                                                                               \
     enum { NAME##_SUB = NAME##_OUTER * NAME##_INNER }; /* blocks of 32 in one of the format's blocks */                \
                                                                                                                        \
-    static INLINE void NAME##_direct(const woolly_matmul_args *a, int nc, int64_t col, int64_t group, int64_t n_rv) {  \
+    static INLINE void NAME##_direct(const woolly_matmul_args *a, int nc, int64_t col, int64_t group, int64_t n_rv,    \
+                                     int is_last) {                                                                    \
         const NAME##_group *w[INT_RV];                                                                                 \
         int64_t n_blocks = a->n_k / NAME##_BLOCK;                                                                      \
+        int64_t ahead = is_last ? LAST_AHEAD : INT_RV * n_blocks * (int64_t)sizeof(NAME##_group);                      \
         UNROLL for (int v = 0; v < INT_RV; v++)                                                                        \
             w[v] = (const NAME##_group *)a->w + (group + (v < n_rv ? v : 0)) * n_blocks;                               \
         q16_column x[INT_DIRECT];                                                                                       \
@@ -167,6 +173,9 @@ static INLINE vb rebias(vb q, int bias, int tile_bias) {
         UNROLL for (int c = 0; c < nc; c++) UNROLL for (int v = 0; v < INT_RV; v++) sum[c][v] = vf_set1(0);            \
         for (int64_t b = 0; b < n_blocks; b++) {                                                                       \
             _Pragma("GCC unroll 1") for (int o = 0; o < NAME##_OUTER; o++) {                                           \
+                int size = (int)sizeof(NAME##_group) / NAME##_OUTER;                                                   \
+                UNROLL for (int v = 0; v < INT_RV; v++)                                                                \
+                    prefetch_bytes((const char *)(w[v] + b) + ahead + o * size, size);                                 \
                 UNROLL for (int i = 0; i < NAME##_INNER; i++) {                                                        \
                     int64_t s = (b * NAME##_OUTER + o) * NAME##_INNER + i;                                             \
                     UNROLL for (int v = 0; v < INT_RV; v++) {                                                          \
@@ -234,8 +243,11 @@ static INLINE vb rebias(vb q, int bias, int tile_bias) {
             memset(acc, 0, sizeof(float) * (size_t)(n_cols * INT_ROWS));                                               \
             for (int64_t b = 0; b < n_blocks; b += step) {                                                             \
                 int n = (int)(n_blocks - b < step ? n_blocks - b : step);                                              \
-                for (int v = 0; v < INT_RV; v++)                                                                       \
-                    NAME##_fill(&tile, (const NAME##_group *)a->w + (group + (v < n_rv ? v : 0)) * n_blocks + b, v, n); \
+                for (int v = 0; v < INT_RV; v++) {                                                                     \
+                    const NAME##_group *w = (const NAME##_group *)a->w + (group + (v < n_rv ? v : 0)) * n_blocks + b;  \
+                    NAME##_fill(&tile, w, v, n);                                                                       \
+                    if (col == 0) prefetch_bytes(w + n, n * (int64_t)sizeof(NAME##_group));                            \
+                }                                                                                                      \
                 int_tile_##KIND(n_cols, &tile, n * NAME##_SUB, a->xq + col * a->xq_stride, a->xq_stride, a->n_k,       \
                                 b * NAME##_SUB, acc);                                                                  \
             }                                                                                                          \
@@ -252,10 +264,11 @@ static INLINE vb rebias(vb q, int bias, int tile_bias) {
                 NAME##_tiled(a, group, n_rv);                                                                          \
                 continue;                                                                                              \
             }                                                                                                          \
+            int is_last = group + INT_RV >= group_end;                                                                 \
             int64_t col = 0;                                                                                           \
-            for (; DIRECT >= 4 && col + 4 <= a->n_cols; col += 4) NAME##_direct(a, 4, col, group, n_rv);               \
-            if (DIRECT >= 2 && a->n_cols - col >= 2) NAME##_direct(a, 2, col, group, n_rv), col += 2;                  \
-            if (a->n_cols - col == 1) NAME##_direct(a, 1, col, group, n_rv);                                           \
+            for (; DIRECT >= 4 && col + 4 <= a->n_cols; col += 4) NAME##_direct(a, 4, col, group, n_rv, is_last);      \
+            if (DIRECT >= 2 && a->n_cols - col >= 2) NAME##_direct(a, 2, col, group, n_rv, is_last), col += 2;         \
+            if (a->n_cols - col == 1) NAME##_direct(a, 1, col, group, n_rv, is_last);                                  \
         }                                                                                                              \
     }
 
