@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from woolly._kernels.scan import scan_strings
 from woolly.errors import GGUFError, UnsupportedFormatError
 from woolly.formats import Format, format_of_ggml_type
-from woolly.mapped_file import MappedFile
+from woolly.mapped_file import Closing, MappedFile
 from woolly.metadata import Entry, Metadata, StringArray, show
 
 # Limits. Each is far above what real models need (the largest vocabularies make a header of 15 MB; a model with every
@@ -168,7 +168,7 @@ class _Cursor:
             self.fail(field, offset, f"{show(raw)} is not UTF-8: byte {raw[error.start]:#04x} at {error.start}")
 
 
-class GGUFFile:
+class GGUFFile(Closing):
     """An open GGUF file, version 2 or 3, little-endian; see `open`.
 
     Attributes
@@ -258,12 +258,6 @@ class GGUFFile:
     def close(self) -> None:
         """Let go of the mapping; it is undone when the last view of a tensor or string array is gone."""
         self._mapped.close()
-
-    def __enter__(self) -> GGUFFile:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         return f"<GGUFFile {self.path!r}: {len(self.metadata)} keys, {len(self.tensors)} tensors>"

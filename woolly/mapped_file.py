@@ -9,14 +9,32 @@ from __future__ import annotations
 import mmap
 import os
 import stat
+from abc import ABC, abstractmethod
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from woolly.errors import WoollyError
 
+_T = TypeVar("_T", bound="Closing")
 
-class MappedFile:
+
+class Closing(ABC):
+    """What `with` closes at the end of its block."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Let go of what is open."""
+
+    def __enter__(self: _T) -> _T:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+class MappedFile(Closing):
     """An open file.
 
     Parameters
