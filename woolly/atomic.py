@@ -1,7 +1,8 @@
 """Writing a file so that its name stands for the whole of it, or for what was there before.
 
 A temporary file in the same folder takes the name when all is written. Who writes it holds a lock on it, so what a
-killed process has left is known by having none, and the next one who writes the same name removes it.
+killed process has left is known by having none, and the next one who writes the same name removes it. What is there is
+replaced only where that was asked for.
 """
 
 from __future__ import annotations
