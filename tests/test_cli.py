@@ -237,7 +237,7 @@ def test_dry_run(use_model, capsys):
         (["run", "--prompt", "x", "-n", "0"], "argument -n: must be at least 1, got 0"),
         (["run", "--prompt", "x", "--ctx", "many"], "argument --ctx: invalid integer value: 'many'"),
         (["run", "--prompt", "x", "--top-k", "-1"], "top_k must be at least 0 (0 is off), got -1"),
-        (["run", "--prompt", "x", "--temperature", "nan"], "temperature must be at least 0, got nan"),
+        (["run", "--prompt", "x", "--temperature", "nan"], "temperature must be finite and at least 0, got nan"),
         (["run", "--prompt", "x", "--seed", "-1"], "seed must be between 0 and 2**64 - 1, got -1"),
         (["run", "--prompt", "x\udcff"], "--prompt is not valid UTF-8"),
         (["run", "--prom", "x"], "required"),
@@ -356,6 +356,29 @@ def test_sigint_exits_130():
     _, err = process.communicate(timeout=30)
     assert process.returncode == 130
     assert err == b""
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["--version"], ["run", "--help"], ["list"], ["list", "--json"]])
+def test_reader_that_was_never_there(argv, tmp_path):
+    reader, writer = os.pipe()
+    os.close(reader)
+    environment = os.environ | {"PYTHONPATH": str(Path(cli.__file__).parents[1]), "WOOLLY_CACHE": str(tmp_path)}
+    environment.pop("PYTHONUNBUFFERED", None)  # argparse takes no notice of what it could not write
+    with open(writer, "wb") as out:
+        done = subprocess.run(
+            [sys.executable, "-m", "woolly", *argv], stdout=out, stderr=subprocess.PIPE, env=environment, timeout=60
+        )
+    assert done.returncode == cli.EXIT_BROKEN_PIPE
+    assert done.stderr == b""
+
+
+def test_closed_streams_are_empty(tmp_path):
+    command = f"{sys.executable} -m woolly list <&- >&- 2>&- && {sys.executable} -m woolly list --nonsense >&-"
+    environment = os.environ | {"PYTHONPATH": str(Path(cli.__file__).parents[1]), "WOOLLY_CACHE": str(tmp_path)}
+    done = subprocess.run(["sh", "-c", command], capture_output=True, env=environment, timeout=60)
+    assert done.returncode == cli.EXIT_USAGE
+    assert done.stdout == b""
+    assert done.stderr.count(b"\n") == 1
 
 
 # --- the chat ---

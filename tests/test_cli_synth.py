@@ -55,6 +55,16 @@ def test_file_is_what_other_readers_expect(tmp_path):
     assert fields["tokenizer.ggml.model"] == "llama"
 
 
+def test_existing_files_need_force(tmp_path, capsys):
+    path = tmp_path / "out.gguf"
+    path.write_bytes(b"old")
+    assert cli.main(["synth", str(path), *OPTIONS]) == 1
+    assert "out.gguf: the file exists; --force replaces it" in capsys.readouterr().err
+    assert path.read_bytes() == b"old"
+    assert cli.main(["synth", str(path), *OPTIONS, "--force"]) == 0
+    assert path.read_bytes().startswith(b"GGUF")
+
+
 def test_vocabulary_of_another_file(tmp_path):
     source, path = tmp_path / "source.gguf", tmp_path / "out.gguf"
     import make_gguf

@@ -256,7 +256,7 @@ def test_programs_refuse_experts_that_do_not_fit() -> None:
         message = rf"m: the experts are \({shape[0]}, 16, {shape[2]}\), the router knows 8 and 'x' has 8 columns"
         with pytest.raises(ValueError, match=message):
             program.expert_matmul(["y"], "x", [other], route="route", name="m")
-    with pytest.raises(ValueError, match=r"m: expected biases of shape \(8, 16\), got \(8, 15\)"):
+    with pytest.raises(ValueError, match=r"m: expected values of shape \(8, 16\), got \(8, 15\)"):
         program.expert_matmul(["y"], "x", [experts], route="route", biases=[np.zeros((8, 15))], name="m")
     with pytest.raises(ValueError, match="c: 'y' has rows of 16 for 2 pairs a token, expected 8 for 2"):
         program.combine("x", "y", route="route", name="c")

@@ -330,6 +330,8 @@ def test_unknown_name(index):
         hub.pull("nope")
     with pytest.raises(FileNotFoundError, match=r"^no file or known model 'nope'; known models: tiny, hf:OWNER"):
         hub.resolve("nope")
+    with pytest.raises(FileNotFoundError, match=r"^no file or known model ''; "):
+        hub.resolve("")
 
 
 def test_resolve(index, tmp_path, monkeypatch):

@@ -23,7 +23,7 @@ ORDER = (
     ("_kernels.program",),
     ("_kernels",),
     ("formats",),
-    ("metadata",),
+    ("metadata", "mapped_file"),
     ("gguf_file", "safetensors_file"),
     ("gguf_split", "checkpoint"),
     ("weights", "mixes"),
@@ -68,10 +68,11 @@ RANK = {module: rank for rank, row in enumerate(ORDER) for module in row}
 # Some know less than their row allows: what they may import of the package, at most
 NARROW = {
     "config": set(),
-    "atomic": set(),
+    "atomic": {"errors"},
     "formats": {"errors"},
     "mixes": {"errors", "formats", "gguf_file"},
     "metadata": {"errors", "_kernels.scan"},
+    "mapped_file": {"errors"},
     "pretokenizers": {"errors"},
     "subwords": {"errors", "pretokenizers"},
     "vocabulary": {"errors", "pretokenizers", "subwords", "_kernels.scan"},

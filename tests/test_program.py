@@ -184,6 +184,23 @@ def test_facts() -> None:
         block.run([(block.cache(), 0, TOKENS)], times=np.zeros(1))
 
 
+@pytest.mark.parametrize("width", [8, 4096])  # the larger one takes more scratch than attention does
+def test_what_a_norm_adds_leaves_its_input_as_it_is(width: int) -> None:
+    matrix, _ = weights("f32", 8, width, 0)
+    program = Program(4, 2)
+    program.embed("x", matrix)
+    program.scale("sum", "x", 2.0, name="twice")
+    program.rmsnorm("sum", "x", np.ones(width), eps=1e-6, accumulate=True, name="norm")
+    program.scale("x", "x", 1.0, name="input")
+    program.rope_store("x", "x", "x", layer=0, n_heads=1, n_kv_heads=1, head_dim=width, cos=None, sin=None,
+                       pairing="norm", scale=1.0, name="rope")  # fmt: skip
+    rows: dict[str, np.ndarray | None] = dict.fromkeys(("embd", "norm", "input"))
+    program.run([3, 5], [(KVCache(1, 1, width, 2), 0, 2)], [], np.empty((0, 0), np.float32), capture=rows)
+    assert rows["input"].tobytes() == rows["embd"].tobytes()
+    x = rows["embd"].astype(np.float64)
+    np.testing.assert_allclose(rows["norm"], 2 * x + reference.rmsnorm(x, np.ones(width), eps=1e-6), rtol=1e-5)
+
+
 # Refusals while recording
 
 
@@ -224,12 +241,12 @@ def test_widths_that_do_not_fit_are_refused() -> None:
         program.glu("y", "wide", "x", activation="silu", name="g")
     with pytest.raises(ValueError, match="m: the matrix has 8 columns, 'wide' has 9"):
         program.matmul(["y"], "wide", [matrix], name="m")
-    with pytest.raises(ValueError, match=r"n: expected a vector of 8, got shape \(9,\)"):
+    with pytest.raises(ValueError, match=r"n: expected values of shape \(8,\), got \(9,\)"):
         program.rmsnorm("y", "x", np.ones(9, np.float32), eps=1e-6, name="n")
     for weight, bias in ((np.ones(9), np.ones(8)), (np.ones(8), np.ones(9))):
-        with pytest.raises(ValueError, match=r"n: expected a vector of 8, got shape \(9,\)"):
+        with pytest.raises(ValueError, match=r"n: expected values of shape \(8,\), got \(9,\)"):
             program.layernorm("y", "x", weight, bias, eps=1e-6, name="n")
-    with pytest.raises(ValueError, match=r"b: expected a vector of 8, got shape \(9,\)"):
+    with pytest.raises(ValueError, match=r"b: expected values of shape \(8,\), got \(9,\)"):
         program.bias("x", np.ones(9), name="b")
 
 
@@ -256,7 +273,7 @@ def test_heads_that_do_not_fit_are_refused() -> None:
     for cos, sin in ((table, table), (table[:, :2], table[:8, :2]), (table[:, :1].astype(float), table[:, :1])):
         with pytest.raises(ValueError, match=r"rope: cos \(9, \d\) and sin \(\d, \d\) do not fit heads of 4"):
             program.rope_store("x", "x", "x", n_heads=2, n_kv_heads=2, head_dim=4, **{**ROPE, "cos": cos, "sin": sin})
-    with pytest.raises(ValueError, match=r"rope: expected a vector of 4, got shape \(8,\)"):
+    with pytest.raises(ValueError, match=r"rope: expected values of shape \(4,\), got \(8,\)"):
         program.rope_store("x", "x", "x", n_heads=2, n_kv_heads=2, head_dim=4, q_norm=np.ones(8), **ROPE)
 
 

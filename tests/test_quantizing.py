@@ -230,10 +230,12 @@ def test_existing_files_need_force(source, tmp_path, capsys):
     target = tmp_path / "out.gguf"
     target.write_bytes(b"old")
     assert cli.main(["quantize", str(source), str(target), "q8_0"]) == cli.EXIT_FAILURE
-    assert "out.gguf is there already; --force replaces it" in capsys.readouterr().err
+    assert "out.gguf: the file exists; --force replaces it" in capsys.readouterr().err
     assert target.read_bytes() == b"old"
     assert cli.main(["quantize", str(source), str(target), "q8_0", "--force"]) == 0
     assert formats_of(target)["output.weight"] == "q8_0"
+    assert cli.main(["quantize", str(source), str(tmp_path), "q8_0", "--force"]) == cli.EXIT_FAILURE
+    assert "is a folder, expected the name of a file to write" in capsys.readouterr().err
 
 
 def test_dry_run_writes_nothing(source, tmp_path, capsys):

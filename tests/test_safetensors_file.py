@@ -106,11 +106,19 @@ def test_short_files_are_refused(tmp_path: Path, raw: bytes, message: str) -> No
 
 def test_what_is_no_file_is_refused(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
-    for path in (tmp_path, tmp_path / "pipe"):
-        with pytest.raises(CheckpointError, match="this is no regular file"):
+    for path, kind in ((tmp_path, "a directory"), (tmp_path / "pipe", "no regular file")):
+        with pytest.raises(CheckpointError, match=f"expected a safetensors file, this is {kind}"):
             SafetensorsFile.open(path)
     with pytest.raises(FileNotFoundError):
         SafetensorsFile.open(tmp_path / "nothing")
+
+
+def test_a_file_that_was_shortened_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path, safetensors_bytes({"a": encode(VALUES, "F32")}))
+    file = SafetensorsFile.open(path)
+    os.truncate(path, 10)
+    with pytest.raises(CheckpointError, match="the file was shortened while it was open, to 10 bytes"):
+        file.tensor_bytes(file.tensors["a"])
 
 
 @given(st.data())

@@ -1,7 +1,8 @@
 """Writing a file so that its name stands for the whole of it, or for what was there before.
 
 A temporary file in the same folder takes the name when all is written. Who writes it holds a lock on it, so what a
-killed process has left is known by having none, and the next one who writes the same name removes it.
+killed process has left is known by having none, and the next one who writes the same name removes it. What is there is
+replaced only where that was asked for.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ import os
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+
+from woolly.errors import WoollyError
 
 _CREATE_MODE = 0o666  # before the umask, as open() has it
 
@@ -42,6 +45,19 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         temporary.unlink(missing_ok=True)
         os.close(handle)
+
+
+def check_target(path: Path, *, force: bool) -> None:
+    """Refuse to write where a folder is, or without `force` where a file is.
+
+    Raises
+    ------
+    WoollyError
+    """
+    if path.is_dir():
+        raise WoollyError(f"{path}: is a folder, expected the name of a file to write")
+    if path.exists() and not force:
+        raise WoollyError(f"{path}: the file exists; --force replaces it")
 
 
 def _locked_temporary(path: Path) -> tuple[int, Path]:

@@ -31,11 +31,13 @@ _MODEL_HELP = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0, 1 for a failure, 2 for wrong usage, 130 for Ctrl-C."""
-    args = make_parser().parse_args(argv)
+    _open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         with contextlib.suppress(AttributeError, ValueError):  # a terminal that cannot show a character shows ?
             stream.reconfigure(errors="replace")  # type: ignore[union-attr]
+    args = argparse.Namespace(debug=False)
     try:
+        args = _parse(argv)
         code = _function_of(args.command)(args)
         sys.stdout.flush()
     except KeyboardInterrupt:
@@ -235,7 +237,7 @@ def _add_synth(commands: Any) -> argparse.ArgumentParser:
     parser.add_argument("--ctx", dest="n_ctx", metavar="N", type=int, help="context in tokens; default: 2048")
     parser.add_argument("--seed", metavar="S", type=int, help="of the weights; default: 42")
     parser.add_argument("--vocab", metavar="FROM.gguf", help="take the vocabulary and chat template of this file")
-    parser.add_argument("--threads", metavar="N", type=_at_least_1, help="default: the cores that may be used")
+    _add_writing(parser)
     return parser
 
 
@@ -280,6 +282,21 @@ def _at_least_1(text: str) -> int:
 
 
 _at_least_1.__name__ = "integer"  # argparse: "invalid integer value: 'x'"
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    try:
+        return make_parser().parse_args(argv)
+    except SystemExit:  # what --help and --version print is to meet a closed pipe here, not at Python's end
+        sys.stdout.flush()
+        raise
+
+
+def _open_closed_streams() -> None:
+    """Where a shell has closed a stream (`>&-`), Python has None: nothing to read, and what is written goes nowhere."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))  # noqa: SIM115 - for as long as the process runs
 
 
 def _function_of(command: str) -> Callable[[argparse.Namespace], int]:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from woolly import hub
-from woolly.errors import WoollyError
+from woolly.atomic import check_target
 from woolly.formats import FLOATS
 from woolly.gguf_file import GGUFFile
 from woolly.gguf_split import open_gguf
@@ -21,8 +21,8 @@ from woolly.terminal import format_bytes, note, print_facts, print_table
 def quantize(args: argparse.Namespace) -> int:
     """Write the file, or say what would be written."""
     source, target = hub.resolve(args.model), Path(args.out)
-    if not args.dry_run and target.exists() and not args.force:
-        raise WoollyError(f"{target} is there already; --force replaces it")
+    if not args.dry_run:
+        check_target(target, force=args.force)
     with open_gguf(source) as file:
         plan = plan_quantization(
             file,

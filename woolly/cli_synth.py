@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from woolly import synthetic
 from woolly._kernels import PackedMatrix, kernel_formats
-from woolly.atomic import replacing
+from woolly.atomic import check_target, replacing
 from woolly.byte_tokenizer import gguf_metadata
 from woolly.errors import WoollyError
 from woolly.metadata import StringArray
@@ -34,6 +34,7 @@ def synth(args: argparse.Namespace) -> int:
             raise WoollyError(f"vocab_size: {args.vocab} has {n_tokens} tokens, got {sizes['vocab_size']}")
         sizes["vocab_size"] = n_tokens
     spec = synthetic.resolve(dtype=args.dtype, **sizes)
+    check_target(Path(args.out), force=args.force)
     write_gguf(Path(args.out), spec, tokenizer, n_threads=args.threads)
     note(f"{args.out}: {spec.name}, generated weights: whatever it says is noise.")
     return 0

@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from woolly._kernels import KVCache, Program, Stop
+from woolly._kernels import KV_DTYPES, KVCache, Program, Stop
 from woolly.config import ModelConfig
 from woolly.errors import ContextFullError, NonFiniteError, WoollyError
 
@@ -253,8 +253,9 @@ class _Watch(dict[str, Any]):
 
 def check_cache_dtype(cache_dtype: str) -> None:
     """Raise ValueError unless keys and values can be stored so."""
-    if cache_dtype not in ("f16", "f32"):
-        raise ValueError(f'cache_dtype must be "f16" or "f32", got {cache_dtype!r}')
+    if cache_dtype not in KV_DTYPES:
+        names = " or ".join(f'"{name}"' for name in KV_DTYPES)
+        raise ValueError(f"cache_dtype must be {names}, got {cache_dtype!r}")
 
 
 def _is_finite(rows: NDArray[np.float32]) -> bool:

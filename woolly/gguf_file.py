@@ -18,9 +18,7 @@ from __future__ import annotations
 
 import itertools
 import math
-import mmap
 import os
-import stat
 import struct
 from dataclasses import dataclass
 from typing import Any, NamedTuple, NoReturn
@@ -31,6 +29,7 @@ from numpy.typing import NDArray
 from woolly._kernels.scan import scan_strings
 from woolly.errors import GGUFError, UnsupportedFormatError
 from woolly.formats import Format, format_of_ggml_type
+from woolly.mapped_file import Closing, MappedFile
 from woolly.metadata import Entry, Metadata, StringArray, show
 
 # Limits. Each is far above what real models need (the largest vocabularies make a header of 15 MB; a model with every
@@ -169,7 +168,7 @@ class _Cursor:
             self.fail(field, offset, f"{show(raw)} is not UTF-8: byte {raw[error.start]:#04x} at {error.start}")
 
 
-class GGUFFile:
+class GGUFFile(Closing):
     """An open GGUF file, version 2 or 3, little-endian; see `open`.
 
     Attributes
@@ -185,20 +184,17 @@ class GGUFFile:
 
     Notes
     -----
-    Reading from several threads at once is safe. The file is mapped, not copied: `tensor_bytes` refuses a file that has
-    been shortened, but whoever shortens it between that and the reading of the view makes the reading end the process
-    with SIGBUS, as any mapping would. Writers should replace files by renaming. A loaded model needs no file any more.
+    Reading from several threads at once is safe. The file is mapped, not copied: writers should replace files by
+    renaming, see `MappedFile`. A loaded model needs no file any more.
     """
 
-    def __init__(
-        self, path: str, file_map: mmap.mmap, version: int, metadata: Metadata, tensors: dict[str, TensorInfo]
-    ) -> None:
-        self.path = path
+    def __init__(self, mapped: MappedFile, version: int, metadata: Metadata, tensors: dict[str, TensorInfo]) -> None:
+        self.path = mapped.path
         self.version = version
         self.metadata = metadata
         self.tensors = tensors
         self.alignment: int = metadata.get("general.alignment", DEFAULT_ALIGNMENT)
-        self._map: mmap.mmap | None = file_map
+        self._mapped = mapped
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> GGUFFile:
@@ -217,19 +213,19 @@ class GGUFFile:
         odd bytes. Tensors may stand in any order and leave gaps, but not overlap.
         """
         path = os.fsdecode(path)
-        file_map = _map_file(path)
-        cursor = _Cursor(path, np.frombuffer(file_map, np.uint8))
+        mapped = MappedFile(path, format="GGUF", first_field="magic at byte 0", error=GGUFError)
+        cursor = _Cursor(path, mapped.view(0, mapped.n_bytes))
         version = _read_version(cursor)
         n_tensors = cursor.count("number of tensors", limit=MAX_TENSORS, entry_bytes=_MIN_TENSOR_BYTES)
         n_keys = cursor.count("number of keys", limit=MAX_KEYS, entry_bytes=_MIN_KEY_BYTES)
         metadata = _read_metadata(cursor, n_keys)
         tensors = _read_tensors(cursor, n_tensors, metadata.get("general.alignment", DEFAULT_ALIGNMENT))
-        return cls(path, file_map, version, metadata, tensors)
+        return cls(mapped, version, metadata, tensors)
 
     @property
     def n_bytes(self) -> int:
         """Bytes of the whole file."""
-        return len(self._open_map())
+        return self._mapped.n_bytes
 
     def tensor_bytes(self, name: str) -> NDArray[np.uint8]:
         """Return the bytes of a tensor as a read-only view of the mapped file.
@@ -249,11 +245,7 @@ class GGUFFile:
             If the file has been shortened since it was opened.
         """
         info = self.tensors[name]
-        if self._open_map().size() < len(self._open_map()):
-            raise GGUFError(
-                f"{self.path!r}: the file was shortened while it was open, to {self._open_map().size()} bytes"
-            )
-        return np.frombuffer(self._open_map(), np.uint8, count=info.n_bytes, offset=info.offset)
+        return self._mapped.view(info.offset, info.n_bytes)
 
     def release(self, name: str) -> None:
         """Tell the system that the pages of a tensor are not needed soon, so that they leave the process's memory.
@@ -261,44 +253,14 @@ class GGUFFile:
         Reading the tensor again brings them back. Pages shared with a neighbouring tensor stay.
         """
         info = self.tensors[name]
-        first = -(-info.offset // mmap.PAGESIZE) * mmap.PAGESIZE
-        end = (info.offset + info.n_bytes) // mmap.PAGESIZE * mmap.PAGESIZE
-        if first < end:
-            self._open_map().madvise(mmap.MADV_DONTNEED, first, end - first)
+        self._mapped.release(info.offset, info.n_bytes)
 
     def close(self) -> None:
         """Let go of the mapping; it is undone when the last view of a tensor or string array is gone."""
-        self._map = None
-
-    def __enter__(self) -> GGUFFile:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
+        self._mapped.close()
 
     def __repr__(self) -> str:
         return f"<GGUFFile {self.path!r}: {len(self.metadata)} keys, {len(self.tensors)} tensors>"
-
-    def _open_map(self) -> mmap.mmap:
-        if self._map is None:
-            raise ValueError(f"{self.path!r}: the file is closed")
-        return self._map
-
-
-def _map_file(path: str) -> mmap.mmap:
-    """Map a regular file read-only."""
-    # Without O_NONBLOCK, opening a pipe would wait for a writer.
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    try:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            kind = "a directory" if stat.S_ISDIR(status.st_mode) else "no regular file"
-            raise GGUFError(f"{path!r}: expected a GGUF file, this is {kind}")
-        if status.st_size == 0:
-            raise GGUFError(f"{path!r}: magic at byte 0: the file is empty")
-        return mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
-    finally:
-        os.close(descriptor)
 
 
 def _read_version(cursor: _Cursor) -> int:

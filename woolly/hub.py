@@ -150,7 +150,7 @@ def resolve(model: str | os.PathLike[str] | None = None, *, progress: bool = Tru
     if isinstance(name, str) and (name in CATALOGUE or name.startswith("hf:")):
         return pull(name, progress=progress)
     path = Path(name).expanduser()
-    if not path.exists():
+    if not str(name) or not path.exists():  # an empty path would be the current folder
         raise FileNotFoundError(f"no file or known model {str(name)!r}; {_known_names()}")
     return path
 

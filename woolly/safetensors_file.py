@@ -16,9 +16,7 @@ from __future__ import annotations
 
 import json
 import math
-import mmap
 import os
-import stat
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -26,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from woolly.errors import CheckpointError
+from woolly.mapped_file import MappedFile
 from woolly.metadata import show
 
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit
@@ -71,14 +70,13 @@ class SafetensorsFile:
 
     Notes
     -----
-    Reading from several threads at once is safe. The file is mapped: whoever shortens it while it is open makes reading
-    from it end the process with SIGBUS. Writers should replace files by renaming.
+    Reading from several threads at once is safe. The file is mapped: writers should replace files by renaming, see
+    `MappedFile`.
     """
 
-    def __init__(self, path: str, file_map: mmap.mmap) -> None:
-        self.path = path
-        self.n_bytes = len(file_map)
-        self._map: mmap.mmap | None = file_map
+    def __init__(self, mapped: MappedFile) -> None:
+        self.path, self.n_bytes = mapped.path, mapped.n_bytes
+        self._mapped = mapped
         self.tensors: dict[str, SafeTensor] = {}
         self.metadata: dict[str, str] = {}
 
@@ -94,33 +92,28 @@ class SafetensorsFile:
             The system cannot open or map it.
         """
         path = os.fsdecode(path)
-        file = cls(path, _map_file(path))
+        file = cls(MappedFile(path, format="safetensors", first_field="header", error=CheckpointError))
         file._read_header()
         return file
 
     def tensor_bytes(self, tensor: SafeTensor) -> NDArray[np.uint8]:
         """The bytes of a tensor, uint8, (n_bytes,): a read-only view of the mapped file, which stays valid."""
-        if self._map is None:
-            raise ValueError(f"{self.path!r}: the file is closed")
-        return np.frombuffer(self._map, np.uint8, count=tensor.n_bytes, offset=tensor.offset)
+        return self._mapped.view(tensor.offset, tensor.n_bytes)
 
     def release(self, tensor: SafeTensor) -> None:
         """Let the pages of a tensor leave the process's memory; reading it again brings them back."""
-        first = -(-tensor.offset // mmap.PAGESIZE) * mmap.PAGESIZE
-        end = (tensor.offset + tensor.n_bytes) // mmap.PAGESIZE * mmap.PAGESIZE
-        if first < end and self._map is not None:
-            self._map.madvise(mmap.MADV_DONTNEED, first, end - first)
+        self._mapped.release(tensor.offset, tensor.n_bytes)
 
     def close(self) -> None:
         """Let go of the mapping; it is undone when the last view is gone."""
-        self._map = None
+        self._mapped.close()
 
     def _read_header(self) -> None:
         size = self.n_bytes
-        length = int.from_bytes(self._map[:8], "little")
+        length = int.from_bytes(self._mapped.view(0, min(size, 8)).tobytes(), "little")
         if size < 8 or length > min(size - 8, MAX_HEADER_BYTES):
             self._fail("header", f"{length} bytes long, the file has {size} and a header may take {MAX_HEADER_BYTES}")
-        raw = self._map[8 : 8 + length]
+        raw = self._mapped.view(8, length).tobytes()
         # Lists and objects take many times their bytes in memory: bound them before they are made.
         if raw.count(b"[") + raw.count(b"{") > 4 * MAX_TENSORS:
             self._fail("header", f"more than {4 * MAX_TENSORS} lists and objects")
@@ -169,21 +162,6 @@ class SafetensorsFile:
 
     def _fail(self, field: str, problem: str) -> NoReturn:
         raise CheckpointError(f"{self.path!r}: {field}: {problem}")
-
-
-def _map_file(path: str) -> mmap.mmap:
-    """Map a regular file read-only."""
-    # Without O_NONBLOCK, opening a pipe would wait for a writer.
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    try:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise CheckpointError(f"{path!r}: expected a safetensors file, this is no regular file")
-        if status.st_size == 0:
-            raise CheckpointError(f"{path!r}: header: the file is empty")
-        return mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
-    finally:
-        os.close(descriptor)
 
 
 def _is_counts(value: Any) -> bool:

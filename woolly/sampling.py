@@ -79,11 +79,11 @@ class SamplingParams:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        _check_float("temperature", self.temperature, "at least 0", lambda v: v >= 0)
+        _check_float("temperature", self.temperature, "finite and at least 0", lambda v: v >= 0)
         _check_int("top_k", self.top_k, "at least 0 (0 is off)", lambda v: v >= 0)
         _check_float("top_p", self.top_p, "between 0 and 1 (1 is off)", lambda v: 0 <= v <= 1)
         _check_float("min_p", self.min_p, "between 0 and 1 (0 is off)", lambda v: 0 <= v <= 1)
-        _check_float("repeat_penalty", self.repeat_penalty, "above 0 (1 is off)", lambda v: v > 0)
+        _check_float("repeat_penalty", self.repeat_penalty, "finite and above 0 (1 is off)", lambda v: v > 0)
         _check_int("repeat_last_n", self.repeat_last_n, "at least -1 (-1 is all, 0 is off)", lambda v: v >= -1)
         if self.seed is not None:
             _check_int("seed", self.seed, "between 0 and 2**64 - 1", lambda v: 0 <= v < 2**64)

@@ -101,5 +101,9 @@ def _safe(text: str) -> Any:
 def _console() -> Any:
     from rich.console import Console
 
+    class PipeConsole(Console):
+        def on_broken_pipe(self) -> None:  # rich would end the process
+            raise BrokenPipeError
+
     width = None if sys.stdout.isatty() else _PIPE_COLUMNS  # a pipe has no width to fit into
-    return Console(file=sys.stdout, highlight=False, width=width)
+    return PipeConsole(file=sys.stdout, highlight=False, width=width)

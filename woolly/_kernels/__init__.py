@@ -1,6 +1,6 @@
 """The kernels: packed matrices, attention, and the program that runs a model's operations on all threads."""
 
-from woolly._kernels.attention import KVCache, attention_f32
+from woolly._kernels.attention import KV_DTYPES, KVCache, attention_f32
 from woolly._kernels.dispatch import (
     active_isa,
     available_isas,
@@ -31,6 +31,7 @@ from woolly._kernels.threads import check_threads, default_threads
 
 __all__ = [
     "GENERATED_FORMATS",
+    "KV_DTYPES",
     "QUANTIZED_FORMATS",
     "KVCache",
     "PackedExperts",

@@ -3,6 +3,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+KV_DTYPES: dict[str, tuple[type, int]]
+
 class KVCache:
     n_layers: int
     n_kv_heads: int

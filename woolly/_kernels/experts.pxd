@@ -4,7 +4,7 @@ from woolly._kernels.kernels cimport woolly_kernels
 from woolly._kernels.matmul cimport MatrixView
 
 cdef enum:
-    MAX_EXPERT_PARTS = 4       # tensors that one matmul operation multiplies by the same activations
+    MAX_PARTS = 4              # tensors that one matmul operation multiplies by the same activations
 
 
 cdef extern from "team.h" nogil:
@@ -46,7 +46,7 @@ cdef struct ExpertPart:
 cdef struct ExpertJob:
     const ExpertPlan *plan
     int n_parts
-    ExpertPart parts[MAX_EXPERT_PARTS]
+    ExpertPart parts[MAX_PARTS]
     const float *x                 # (n_pairs, x_stride), sorted as the pairs
     int64_t x_stride
     const uint8_t *xq

@@ -2,7 +2,7 @@
 
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t
 
-from woolly._kernels.experts cimport ExpertPlan, woolly_tasks
+from woolly._kernels.experts cimport MAX_PARTS, ExpertPlan, woolly_tasks
 from woolly._kernels.kernels cimport woolly_kernels
 from woolly._kernels.matmul cimport MatrixView
 
@@ -34,7 +34,6 @@ cdef enum:
     EXPERT_MATMUL
 
 cdef enum:
-    MAX_PARTS = 4              # matrices that one matmul operation multiplies by the same activations
     LOGITS = -1                # the output of the head is the caller's array
 
 cdef struct Buffer:

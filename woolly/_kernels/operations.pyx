@@ -189,11 +189,9 @@ cdef void work_row(Run *run, const Op *op, int64_t row, float *scratch) noexcept
         if op.factor != 1:
             kernels.scale(out, op.factor, buf.width, out)
     elif op.kind == RMSNORM:
+        kernels.rmsnorm(x, op.weight, buf.width, op.eps, scratch if op.accumulate else out)
         if op.accumulate:
-            kernels.rmsnorm(x, op.weight, buf.width, op.eps, <float *>x)
-            kernels.add(out, x, buf.width, out)
-        else:
-            kernels.rmsnorm(x, op.weight, buf.width, op.eps, out)
+            kernels.add(out, scratch, buf.width, out)
     elif op.kind == LAYERNORM:
         kernels.layernorm(x, op.weight, op.weight2, buf.width, op.eps, out)
     elif op.kind == BIAS:

@@ -19,13 +19,13 @@ from woolly._kernels.attention cimport KVCache, job_scratch
 from woolly._kernels.dispatch cimport active
 from woolly._kernels.executor cimport Executor, Stop
 from woolly._kernels.experts cimport (
-    MAX_EXPERT_PARTS, ExpertPlan, PackedExperts, Routing, check_routing, init_plan, plan_bytes, woolly_tasks,
+    MAX_PARTS, ExpertPlan, PackedExperts, Routing, check_routing, init_plan, plan_bytes, woolly_tasks,
 )
 from woolly._kernels.kernels cimport woolly_bf16_bytes, woolly_kv_head, woolly_q16_stride
 from woolly._kernels.matmul cimport PackedMatrix
 from woolly._kernels.operations cimport (
     ACTIVATE, ADD, ATTENTION, BIAS, COMBINE, EMBED, EXPERT_BIAS, EXPERT_MATMUL, GATHER, GLU, LAYERNORM, LOGITS, MATMUL,
-    MAX_PARTS, PLAN, QUANTIZE, RMSNORM, ROPE_STORE, ROUTE, SCALE, SELECT, SOFTCAP, Buffer, Op, Part, Run, Span, Stage,
+    PLAN, QUANTIZE, RMSNORM, ROPE_STORE, ROUTE, SCALE, SELECT, SOFTCAP, Buffer, Op, Part, Run, Span, Stage,
 )
 
 from woolly._kernels.matmul import aligned_empty
@@ -163,11 +163,11 @@ cdef class Program:
         self._n_ops += 1
         return op
 
-    cdef const float *_vector(self, array, int64_t n, str what) except? NULL:
-        """Pointer to a float32 vector that lives as long as the program."""
+    cdef const float *_floats(self, array, tuple shape, str what) except? NULL:
+        """Pointer to float32 values that live as long as the program."""
         array = np.ascontiguousarray(array, dtype=np.float32)
-        if array.shape != (n,):
-            raise ValueError(f"{what}: expected a vector of {n}, got shape {array.shape}")
+        if array.shape != shape:
+            raise ValueError(f"{what}: expected values of shape {shape}, got {array.shape}")
         self._alive.append(array)
         return <const float *><size_t>array.ctypes.data
 
@@ -187,7 +187,7 @@ cdef class Program:
         self.buffer(out, self.width(x))
         cdef Op *op = self._record(RMSNORM, name, out)
         op.x = self._buffers[x]
-        op.weight = self._vector(weight, self.width(x), name)
+        op.weight = self._floats(weight, (self.width(x),), name)
         op.eps = eps
         op.accumulate = accumulate
         return out
@@ -197,8 +197,8 @@ cdef class Program:
         self.buffer(out, self.width(x))
         cdef Op *op = self._record(LAYERNORM, name, out)
         op.x = self._buffers[x]
-        op.weight = self._vector(weight, self.width(x), name)
-        op.weight2 = self._vector(bias, self.width(x), name)
+        op.weight = self._floats(weight, (self.width(x),), name)
+        op.weight2 = self._floats(bias, (self.width(x),), name)
         op.eps = eps
         return out
 
@@ -206,7 +206,7 @@ cdef class Program:
         """x += bias, the same for every token."""
         cdef Op *op = self._record(BIAS, name, x)
         op.x = self._buffers[x]
-        op.weight = self._vector(bias, self.width(x), name)
+        op.weight = self._floats(bias, (self.width(x),), name)
         return x
 
     def activate(self, out, x, /, *, activation, name):
@@ -334,8 +334,8 @@ cdef class Program:
         biases : sequence of float32 (n_experts, n_rows), or None, optional.
         """
         outs, experts = list(outs), list(experts)
-        if len(outs) != len(experts) or not 1 <= len(outs) <= MAX_EXPERT_PARTS:
-            raise ValueError(f"{name}: {len(outs)} outputs for {len(experts)} tensors, at most {MAX_EXPERT_PARTS}")
+        if len(outs) != len(experts) or not 1 <= len(outs) <= MAX_PARTS:
+            raise ValueError(f"{name}: {len(outs)} outputs for {len(experts)} tensors, at most {MAX_PARTS}")
         if route not in self._plans:
             raise ValueError(f"{name}: nothing routes to {route!r}")
         cdef ExpertPlan *plan = <ExpertPlan *><size_t>self._plans[route]
@@ -358,7 +358,7 @@ cdef class Program:
             if bias is not None:
                 op = self._record(EXPERT_BIAS, f"{name}_bias", out)
                 op.plan = plan
-                op.weight = self._table(bias, plan.routing.n_experts, self.width(out), name)
+                op.weight = self._floats(bias, (plan.routing.n_experts, self.width(out)), name)
         return outs if len(outs) > 1 else outs[0]
 
     cdef _gather(self, x, experts, ExpertPlan *plan, str name):
@@ -376,14 +376,6 @@ cdef class Program:
         if quantised:
             self._want_quantised(rows)
         return rows
-
-    cdef const float *_table(self, array, int64_t n_rows, int64_t n, str what) except NULL:
-        """Pointer to a float32 matrix that lives as long as the program."""
-        array = np.ascontiguousarray(array, dtype=np.float32)
-        if array.shape != (n_rows, n):
-            raise ValueError(f"{what}: expected biases of shape ({n_rows}, {n}), got {array.shape}")
-        self._alive.append(array)
-        return <const float *><size_t>array.ctypes.data
 
     def combine(self, out, rows, /, *, route, name):
         """out += the rows of each token's pairs times the weights of their experts, best first; overwrites the rows."""
@@ -417,8 +409,8 @@ cdef class Program:
         op.layer, op.n_heads, op.n_kv_heads, op.head_dim = layer, n_heads, n_kv_heads, head_dim
         op.factor = scale
         op.eps = eps
-        op.weight = self._vector(q_norm, head_dim, name) if q_norm is not None else NULL
-        op.weight2 = self._vector(k_norm, head_dim, name) if k_norm is not None else NULL
+        op.weight = self._floats(q_norm, (head_dim,), name) if q_norm is not None else NULL
+        op.weight2 = self._floats(k_norm, (head_dim,), name) if k_norm is not None else NULL
         if cos is not None:
             if cos.shape != sin.shape or 2 * cos.shape[1] > head_dim or cos.dtype != np.float32:
                 raise ValueError(f"{name}: cos {cos.shape} and sin {sin.shape} do not fit heads of {head_dim}")
@@ -444,7 +436,7 @@ cdef class Program:
         op.x = self._buffers[q]
         op.layer, op.n_heads, op.n_kv_heads, op.head_dim = layer, n_heads, self._n_kv_heads, self._head_dim
         op.window, op.softcap = window, softcap
-        op.weight = self._vector(sinks, n_heads, name) if sinks is not None else NULL
+        op.weight = self._floats(sinks, (n_heads,), name) if sinks is not None else NULL
         return out
 
     def select(self, out, x, /, *, name="select"):
@@ -629,7 +621,7 @@ cdef class Program:
             run.partial = <float *><size_t>self._partial.ctypes.data
 
     cdef _set_scratch(self, Run *run, int threads):
-        """Memory of each thread: for attention, or for the stored blocks of an embedding's row."""
+        """Memory of each thread: for attention, or for what one row of an operation needs."""
         cdef int64_t floats = max(job_scratch((self._head_dim + 15) // 16 * 16), (self._max_row_bytes() + 3) // 4)
         run.scratch_floats = (floats + 31) // 16 * 16
         if self._scratch is None or self._scratch.size < run.scratch_floats * threads * 4:
@@ -640,8 +632,10 @@ cdef class Program:
         cdef int i
         cdef int64_t most = 0
         for i in range(self._n_ops):
-            if self._ops[i].kind == EMBED:
+            if self._ops[i].kind == EMBED:  # the stored blocks
                 most = max(most, self._ops[i].table.row_bytes)
+            elif self._ops[i].kind == RMSNORM and self._ops[i].accumulate:  # what is added
+                most = max(most, 4 * self._buf[self._ops[i].out].width)
         return most
 
     @property

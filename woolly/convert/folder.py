@@ -26,6 +26,7 @@ from woolly.convert.tokenizer_json import read_tokenizer
 from woolly.errors import CheckpointError
 from woolly.formats import FORMATS
 from woolly.gguf_file import TensorInfo
+from woolly.mapped_file import Closing
 from woolly.metadata import Metadata, show
 from woolly.safetensors_file import SafetensorsFile
 
@@ -37,7 +38,7 @@ _LAYER = re.compile(r"layers\.(\d{1,4})\.(.+)")
 _EXPERT = re.compile(r"(?<=\.experts\.)(\d{1,5})(?=\.)")
 
 
-class ModelFolder:
+class ModelFolder(Closing):
     """An open model folder; see `open`. A `woolly.checkpoint.Checkpoint`.
 
     Attributes
@@ -114,12 +115,6 @@ class ModelFolder:
         """Let go of the mapped files."""
         for file in self._files:
             file.close()
-
-    def __enter__(self) -> ModelFolder:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
 
     def __repr__(self) -> str:
         return f"<ModelFolder {self.path!r}: {len(self.metadata)} keys, {len(self.tensors)} tensors>"

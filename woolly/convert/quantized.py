@@ -15,11 +15,12 @@ from woolly.checkpoint import Checkpoint
 from woolly.convert.tensors import is_kept_f32
 from woolly.formats import FLOATS, Format
 from woolly.gguf_file import TensorInfo
+from woolly.mapped_file import Closing
 from woolly.mixes import plan_formats, resolve_mix
 from woolly.quantizing import CHUNK_VALUES, naming, row_chunks
 
 
-class QuantizedCheckpoint:
+class QuantizedCheckpoint(Closing):
     """Shows a checkpoint with its matrices in another format. A `woolly.checkpoint.Checkpoint` itself.
 
     Parameters
@@ -69,12 +70,6 @@ class QuantizedCheckpoint:
     def close(self) -> None:
         """Close the checkpoint that it shows."""
         self._source.close()
-
-    def __enter__(self) -> QuantizedCheckpoint:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
 
 
 def convert_rows(rows: NDArray[np.uint8], source: str, target: str) -> NDArray[np.uint8]:

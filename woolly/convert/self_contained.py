@@ -18,6 +18,7 @@ from woolly.convert.tensors import FORMAT_OF_DTYPE
 from woolly.errors import CheckpointError
 from woolly.formats import FORMATS
 from woolly.gguf_file import TensorInfo
+from woolly.mapped_file import Closing
 from woolly.metadata import Entry, Metadata, StringArray, show
 from woolly.safetensors_file import SafetensorsFile
 
@@ -25,7 +26,7 @@ METADATA_NAME = "gguf"
 _NUMBERS = {"uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64", "float32", "float64"}
 
 
-class SelfContained:
+class SelfContained(Closing):
     """An open file of this kind. A `woolly.checkpoint.Checkpoint`.
 
     Parameters
@@ -64,12 +65,6 @@ class SelfContained:
     def close(self) -> None:
         """Let go of the mapped file."""
         self._file.close()
-
-    def __enter__(self) -> SelfContained:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
 
 
 def encode_metadata(metadata: Metadata, file_type: int) -> str:

@@ -18,7 +18,7 @@ import gguf
 import numpy as np
 
 from woolly._kernels import check_threads, kernel_formats
-from woolly.atomic import replacing
+from woolly.atomic import check_target, replacing
 from woolly.checkpoint import Checkpoint
 from woolly.convert.quantized import convert_rows, target_formats
 from woolly.convert.self_contained import METADATA_NAME, encode_metadata
@@ -131,7 +131,7 @@ def _dequantized_formats(source: Checkpoint, format: str) -> dict[str, Format]:
 @contextlib.contextmanager
 def _opened(path: Path, force: bool) -> Iterator[tuple[int, Path]]:
     """A descriptor of the file to write and its temporary name; it gets its own when the block ends well."""
-    _check_free(path, force)
+    check_target(path, force=force)
     try:
         with replacing(path) as temporary:
             descriptor = os.open(temporary, os.O_WRONLY | os.O_CLOEXEC)
@@ -139,18 +139,11 @@ def _opened(path: Path, force: bool) -> Iterator[tuple[int, Path]]:
                 yield descriptor, temporary
             finally:
                 os.close(descriptor)
-            _check_free(path, force)
+            check_target(path, force=force)
     except OSError as error:  # disk full and the like: descriptors have no names
         if error.errno is None or error.filename is not None:
             raise
         raise OSError(error.errno, os.strerror(error.errno), os.fspath(path)) from error
-
-
-def _check_free(path: Path, force: bool) -> None:
-    if path.is_dir():
-        raise WoollyError(f"{path}: is a folder, expected the name of a file to write")
-    if path.exists() and not force:
-        raise WoollyError(f"{path}: the file exists; --force replaces it")
 
 
 def _write_all(descriptor: int, data: memoryview | bytes, offset: int) -> None:

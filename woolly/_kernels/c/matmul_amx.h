@@ -15,6 +15,8 @@
 #ifndef WOOLLY_MATMUL_AMX_H
 #define WOOLLY_MATMUL_AMX_H
 
+#include "amx_config.h"
+
 #define AMX __attribute__((target("amx-tile,amx-bf16")))
 #define AMX_COLS 16
 #define AMX_RV 4     /* row groups that use the same activations while these are in L1 */
@@ -30,12 +32,6 @@ typedef struct {
     ALIGNED float d[AMX_BLOCKS][AMX_RV][2][16];
     ALIGNED float m[AMX_BLOCKS][AMX_RV][2][16];
 } amx_weights;
-
-typedef struct {
-    uint8_t palette, start_row, reserved[14];
-    uint16_t row_bytes[16];
-    uint8_t rows[16];
-} amx_config;
 
 /* tmm0 .. 3: sums (n_cols, 16) f32; 4, 5: activations (n_cols, k) bf16; 6, 7: weights (k / 2, 16 rows of 2) bf16 */
 static INLINE amx_config amx_shapes(int n_cols, int k) {
@@ -165,8 +161,7 @@ static INLINE AMX void amx_cols(int kind, int min, int n, int64_t n_groups, cons
             const int64_t rest = n_cols - col;                                                                         \
             const int n = rest < AMX_COLS ? (int)rest : AMX_COLS;                                                      \
             amx_config config = amx_shapes(n, KIND == AMX_HALVES ? 16 : 32);                                           \
-            __asm__ volatile("" : : "m"(config)); /* GCC 12 believes that only 8 of its 64 bytes are read */           \
-            _tile_loadconfig(&config);                                                                                 \
+            AMX_LOAD_CONFIG(config);                                                                                   \
             amx_cols(KIND, MIN, n, rest / n, w, n_blocks, bf16 + col * 2 * n_k, xq + col * xq_stride, xq_stride, n_k,  \
                      block0, acc + col * AMX_RV * 16);                                                                 \
             col += rest / n * n;                                                                                       \

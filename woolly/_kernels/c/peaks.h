@@ -11,6 +11,8 @@
 
 #ifdef WOOLLY_X86
 #include <immintrin.h>
+
+#include "amx_config.h"
 #endif
 
 #define LIMITS_UNROLL _Pragma("GCC unroll 24")
@@ -50,18 +52,11 @@ DEFINE_PEAK(peak_bf16_avx512, TARGET_BF16, __m512, PEAK_CHAINS_32, _mm512_set1_p
 #undef LIMITS_REG
 
 /* Tiles of 16 rows of 64 bytes: four sums, and two of each factor */
-typedef struct {
-    uint8_t palette, start_row, reserved[14];
-    uint16_t row_bytes[16];
-    uint8_t rows[16];
-} limits_tiles;
-
 #define DEFINE_TILE_PEAK(NAME, TARGET, STEP)                                                                           \
     TARGET LIMITS_FN void NAME(int64_t n) {                                                                            \
-        limits_tiles shapes = {.palette = 1};                                                                          \
+        amx_config shapes = {.palette = 1};                                                                            \
         for (int i = 0; i < 8; i++) shapes.rows[i] = 16, shapes.row_bytes[i] = 64;                                     \
-        __asm__ volatile("" : : "r"(&shapes) : "memory"); /* GCC 12 takes ldtilecfg to read 8 bytes */                 \
-        _tile_loadconfig(&shapes);                                                                                     \
+        AMX_LOAD_CONFIG(shapes);                                                                                       \
         _tile_zero(0); _tile_zero(1); _tile_zero(2); _tile_zero(3);                                                    \
         _tile_zero(4); _tile_zero(5); _tile_zero(6); _tile_zero(7);                                                    \
         for (int64_t k = 0; k < n; k++) { STEP(0, 4, 6); STEP(1, 5, 6); STEP(2, 4, 7); STEP(3, 5, 7); }                \

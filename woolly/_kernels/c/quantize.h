@@ -74,33 +74,6 @@ static INLINE void store_nibbles(uint8_t (*q)[16], int r, uint8_t *qs) {
     for (int k = 0; k < 16; k++) qs[k] = (uint8_t)((q[k][r] & 15) | (q[k + 16][r] & 15) << 4);
 }
 
-static void q4_0_quantize(const tile_row *x, uint8_t *blocks) {
-    q4_0_block *b = (q4_0_block *)blocks;
-    float magnitude[16], value[16], inverse[16];
-    uint8_t q[32][16];
-    tile_absmax(x, 32, magnitude, value);
-    EACH_ROW(r) inverse[r] = inverse_or_0(value[r] / -8);
-    tile_quants(x, 32, NO_OFFSET, inverse, 8.5f, 15, q);
-    EACH_ROW(r) {
-        b[r].d = f16_of_f32(value[r] / -8);
-        store_nibbles(q, r, b[r].qs);
-    }
-}
-
-static void q4_1_quantize(const tile_row *x, uint8_t *blocks) {
-    q4_1_block *b = (q4_1_block *)blocks;
-    float least[16], most[16], inverse[16];
-    uint8_t q[32][16];
-    tile_range(x, 32, least, most);
-    EACH_ROW(r) inverse[r] = inverse_or_0((most[r] - least[r]) / 15);
-    tile_quants(x, 32, least, inverse, 0.5f, 15, q);
-    EACH_ROW(r) {
-        b[r].d = f16_of_f32((most[r] - least[r]) / 15);
-        b[r].m = f16_of_f32(least[r]);
-        store_nibbles(q, r, b[r].qs);
-    }
-}
-
 /* nibbles as above, and the fifth bits in qh */
 static INLINE void store_fives(uint8_t (*q)[16], int r, uint8_t *qs, void *qh) {
     uint32_t bits = 0;
@@ -109,29 +82,66 @@ static INLINE void store_fives(uint8_t (*q)[16], int r, uint8_t *qs, void *qh) {
     store_nibbles(q, r, qs);
 }
 
+/* w = d (q - bias), q in 0 .. 2 bias - 1: the largest weight becomes q = 0 */
+static INLINE void tile_symmetric(const tile_row *x, int bias, float *d, uint8_t (*q)[16]) {
+    float magnitude[16], value[16], inverse[16];
+    tile_absmax(x, 32, magnitude, value);
+    EACH_ROW(r) d[r] = value[r] / (float)-bias;
+    EACH_ROW(r) inverse[r] = inverse_or_0(d[r]);
+    tile_quants(x, 32, NO_OFFSET, inverse, (float)bias + 0.5f, 2 * bias - 1, q);
+}
+
+/* w = d q + m, q in 0 .. most */
+static INLINE void tile_affine(const tile_row *x, int most, float *d, float *m, uint8_t (*q)[16]) {
+    float largest[16], inverse[16];
+    tile_range(x, 32, m, largest);
+    EACH_ROW(r) d[r] = (largest[r] - m[r]) / (float)most;
+    EACH_ROW(r) inverse[r] = inverse_or_0(d[r]);
+    tile_quants(x, 32, m, inverse, 0.5f, most, q);
+}
+
+static void q4_0_quantize(const tile_row *x, uint8_t *blocks) {
+    q4_0_block *b = (q4_0_block *)blocks;
+    float d[16];
+    uint8_t q[32][16];
+    tile_symmetric(x, 8, d, q);
+    EACH_ROW(r) {
+        b[r].d = f16_of_f32(d[r]);
+        store_nibbles(q, r, b[r].qs);
+    }
+}
+
 static void q5_0_quantize(const tile_row *x, uint8_t *blocks) {
     q5_0_block *b = (q5_0_block *)blocks;
-    float magnitude[16], value[16], inverse[16];
+    float d[16];
     uint8_t q[32][16];
-    tile_absmax(x, 32, magnitude, value);
-    EACH_ROW(r) inverse[r] = inverse_or_0(value[r] / -16);
-    tile_quants(x, 32, NO_OFFSET, inverse, 16.5f, 31, q);
+    tile_symmetric(x, 16, d, q);
     EACH_ROW(r) {
-        b[r].d = f16_of_f32(value[r] / -16);
+        b[r].d = f16_of_f32(d[r]);
         store_fives(q, r, b[r].qs, &b[r].qh);
+    }
+}
+
+static void q4_1_quantize(const tile_row *x, uint8_t *blocks) {
+    q4_1_block *b = (q4_1_block *)blocks;
+    float d[16], m[16];
+    uint8_t q[32][16];
+    tile_affine(x, 15, d, m, q);
+    EACH_ROW(r) {
+        b[r].d = f16_of_f32(d[r]);
+        b[r].m = f16_of_f32(m[r]);
+        store_nibbles(q, r, b[r].qs);
     }
 }
 
 static void q5_1_quantize(const tile_row *x, uint8_t *blocks) {
     q5_1_block *b = (q5_1_block *)blocks;
-    float least[16], most[16], inverse[16];
+    float d[16], m[16];
     uint8_t q[32][16];
-    tile_range(x, 32, least, most);
-    EACH_ROW(r) inverse[r] = inverse_or_0((most[r] - least[r]) / 31);
-    tile_quants(x, 32, least, inverse, 0.5f, 31, q);
+    tile_affine(x, 31, d, m, q);
     EACH_ROW(r) {
-        b[r].d = f16_of_f32((most[r] - least[r]) / 31);
-        b[r].m = f16_of_f32(least[r]);
+        b[r].d = f16_of_f32(d[r]);
+        b[r].m = f16_of_f32(m[r]);
         store_fives(q, r, b[r].qs, &b[r].qh);
     }
 }

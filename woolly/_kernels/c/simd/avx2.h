@@ -1,5 +1,5 @@
 /* AVX2 with FMA and F16C: each 16-lane vector is two registers. See scalar.h for what each operation means. */
-#include <immintrin.h>
+#include "x86.h"
 
 typedef struct { __m256 a, b; } vf;
 typedef struct { __m256i a, b; } vi;
@@ -137,41 +137,16 @@ static INLINE vi dot_full(vi acc, vb w, const int8_t *x) {
     return VI2(dot_full_x8(acc.a, w.a, four), dot_full_x8(acc.b, w.b, four));
 }
 
-static INLINE float vf_sum(vf v) {
-    __m256 b = _mm256_add_ps(v.a, v.b);
-    __m128 c = _mm_add_ps(_mm256_castps256_ps128(b), _mm256_extractf128_ps(b, 1));
-    c = _mm_add_ps(c, _mm_movehl_ps(c, c));
-    return _mm_cvtss_f32(_mm_add_ss(c, _mm_shuffle_ps(c, c, 1)));
-}
-static INLINE float vf_hmax(vf v) {
-    __m256 b = _mm256_max_ps(v.a, v.b);
-    __m128 c = _mm_max_ps(_mm256_castps256_ps128(b), _mm256_extractf128_ps(b, 1));
-    c = _mm_max_ps(c, _mm_movehl_ps(c, c));
-    return _mm_cvtss_f32(_mm_max_ss(c, _mm_shuffle_ps(c, c, 1)));
-}
-static INLINE __m128i i32_fold(vi v, int maximum) {
-    __m256i b = maximum ? _mm256_max_epi32(v.a, v.b) : _mm256_add_epi32(v.a, v.b);
-    __m128i lo = _mm256_castsi256_si128(b), hi = _mm256_extracti128_si256(b, 1);
-    return maximum ? _mm_max_epi32(lo, hi) : _mm_add_epi32(lo, hi);
-}
-/* totals (or maxima) of four vectors at once: transposed in 128-bit lanes, so that half the shuffles are shared */
-static INLINE __m128i fold4_128(__m128i a, __m128i b, __m128i c, __m128i d, int maximum) {
-    __m128i ab_lo = _mm_unpacklo_epi32(a, b), ab_hi = _mm_unpackhi_epi32(a, b);
-    __m128i cd_lo = _mm_unpacklo_epi32(c, d), cd_hi = _mm_unpackhi_epi32(c, d);
-    __m128i ab = maximum ? _mm_max_epi32(ab_lo, ab_hi) : _mm_add_epi32(ab_lo, ab_hi);
-    __m128i cd = maximum ? _mm_max_epi32(cd_lo, cd_hi) : _mm_add_epi32(cd_lo, cd_hi);
-    __m128i lo = _mm_unpacklo_epi64(ab, cd), hi = _mm_unpackhi_epi64(ab, cd);
-    return maximum ? _mm_max_epi32(lo, hi) : _mm_add_epi32(lo, hi);
-}
+static INLINE float vf_sum(vf v) { return sum_x8(_mm256_add_ps(v.a, v.b)); }
+static INLINE float vf_hmax(vf v) { return hmax_x8(_mm256_max_ps(v.a, v.b)); }
 static INLINE void vi_hmax4(const vi *v, int32_t *out) {
-    _mm_storeu_si128((__m128i *)out, fold4_128(i32_fold(v[0], 1), i32_fold(v[1], 1), i32_fold(v[2], 1), i32_fold(v[3], 1), 1));
+    _mm_storeu_si128((__m128i *)out, fold4_x4(fold_x16(v[0].a, v[0].b, 1), fold_x16(v[1].a, v[1].b, 1),
+                                              fold_x16(v[2].a, v[2].b, 1), fold_x16(v[3].a, v[3].b, 1), 1));
 }
 static INLINE void vi_hsum4(const vi *v, int32_t *out) {
-    _mm_storeu_si128((__m128i *)out, fold4_128(i32_fold(v[0], 0), i32_fold(v[1], 0), i32_fold(v[2], 0), i32_fold(v[3], 0), 0));
+    _mm_storeu_si128((__m128i *)out, fold4_x4(fold_x16(v[0].a, v[0].b, 0), fold_x16(v[1].a, v[1].b, 0),
+                                              fold_x16(v[2].a, v[2].b, 0), fold_x16(v[3].a, v[3].b, 0), 0));
 }
-static INLINE float f32_fma(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
-static INLINE float f32_of_f16(uint16_t h) { return _cvtsh_ss(h); }
-static INLINE uint16_t f16_of_f32(float x) { return _cvtss_sh(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 
 typedef struct { __m256i a_even, a_odd, b_even, b_odd; } vw;
 static INLINE vw vw_of_vi(vi x) { return (vw){x.a, _mm256_srli_epi64(x.a, 32), x.b, _mm256_srli_epi64(x.b, 32)}; }

@@ -1,5 +1,5 @@
 /* AVX-512 F/BW/DQ/VL + VNNI. See scalar.h for what each operation means. */
-#include <immintrin.h>
+#include "x86.h"
 
 typedef __m512 vf;  /* 16 floats */
 typedef __m512i vi; /* 16 int32 */
@@ -80,42 +80,17 @@ static INLINE vi dot_low(vi acc, vb w, const int8_t *x) {
 }
 static INLINE vi dot_full(vi acc, vb w, const int8_t *x) { return dot_low(acc, w, x); }
 
-static INLINE float vf_sum(vf a) {
-    __m256 b = _mm256_add_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1));
-    __m128 c = _mm_add_ps(_mm256_castps256_ps128(b), _mm256_extractf128_ps(b, 1));
-    c = _mm_add_ps(c, _mm_movehl_ps(c, c));
-    return _mm_cvtss_f32(_mm_add_ss(c, _mm_shuffle_ps(c, c, 1)));
-}
-static INLINE float vf_hmax(vf a) {
-    __m256 b = _mm256_max_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1));
-    __m128 c = _mm_max_ps(_mm256_castps256_ps128(b), _mm256_extractf128_ps(b, 1));
-    c = _mm_max_ps(c, _mm_movehl_ps(c, c));
-    return _mm_cvtss_f32(_mm_max_ss(c, _mm_shuffle_ps(c, c, 1)));
-}
-/* totals (or maxima) of four vectors at once: transposed in 128-bit lanes, so that half the shuffles are shared */
-static INLINE __m128i fold4_128(__m128i a, __m128i b, __m128i c, __m128i d, int maximum) {
-    __m128i ab_lo = _mm_unpacklo_epi32(a, b), ab_hi = _mm_unpackhi_epi32(a, b);
-    __m128i cd_lo = _mm_unpacklo_epi32(c, d), cd_hi = _mm_unpackhi_epi32(c, d);
-    __m128i ab = maximum ? _mm_max_epi32(ab_lo, ab_hi) : _mm_add_epi32(ab_lo, ab_hi);
-    __m128i cd = maximum ? _mm_max_epi32(cd_lo, cd_hi) : _mm_add_epi32(cd_lo, cd_hi);
-    __m128i lo = _mm_unpacklo_epi64(ab, cd), hi = _mm_unpackhi_epi64(ab, cd);
-    return maximum ? _mm_max_epi32(lo, hi) : _mm_add_epi32(lo, hi);
-}
-static INLINE __m128i fold_128(vi a, int maximum) {
-    __m256i lo = _mm512_castsi512_si256(a), hi = _mm512_extracti64x4_epi64(a, 1);
-    __m256i b = maximum ? _mm256_max_epi32(lo, hi) : _mm256_add_epi32(lo, hi);
-    __m128i c = _mm256_castsi256_si128(b), d = _mm256_extracti128_si256(b, 1);
-    return maximum ? _mm_max_epi32(c, d) : _mm_add_epi32(c, d);
+static INLINE float vf_sum(vf a) { return sum_x8(_mm256_add_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1))); }
+static INLINE float vf_hmax(vf a) { return hmax_x8(_mm256_max_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1))); }
+static INLINE __m128i fold_vi(vi a, int maximum) {
+    return fold_x16(_mm512_castsi512_si256(a), _mm512_extracti64x4_epi64(a, 1), maximum);
 }
 static INLINE void vi_hmax4(const vi *v, int32_t *out) {
-    _mm_storeu_si128((__m128i *)out, fold4_128(fold_128(v[0], 1), fold_128(v[1], 1), fold_128(v[2], 1), fold_128(v[3], 1), 1));
+    _mm_storeu_si128((__m128i *)out, fold4_x4(fold_vi(v[0], 1), fold_vi(v[1], 1), fold_vi(v[2], 1), fold_vi(v[3], 1), 1));
 }
 static INLINE void vi_hsum4(const vi *v, int32_t *out) {
-    _mm_storeu_si128((__m128i *)out, fold4_128(fold_128(v[0], 0), fold_128(v[1], 0), fold_128(v[2], 0), fold_128(v[3], 0), 0));
+    _mm_storeu_si128((__m128i *)out, fold4_x4(fold_vi(v[0], 0), fold_vi(v[1], 0), fold_vi(v[2], 0), fold_vi(v[3], 0), 0));
 }
-static INLINE float f32_fma(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
-static INLINE float f32_of_f16(uint16_t h) { return _cvtsh_ss(h); }
-static INLINE uint16_t f16_of_f32(float x) { return _cvtss_sh(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC); }
 
 typedef struct { __m512i even, odd; } vw;
 static INLINE vw vw_of_vi(vi x) { return (vw){x, _mm512_srli_epi64(x, 32)}; }
