@@ -14,7 +14,7 @@ from woolly.config import ModelConfig
 from woolly.metadata import StringArray
 
 # Of CPython: a str and its place in a list, an int, a place in each of two dictionaries, a float and its place.
-# Measured: 236 and 241 bytes a token beside its text for SmolLM2 and Gemma 3, 68 for one of SmolLM2's merges.
+# Measured: 63.4 MB for Gemma 3's vocabulary, where this says 65.2; 16.8 for SmolLM2's, where this says 16.0.
 _TOKEN_BYTES, _MERGE_BYTES = 240, 70
 
 

@@ -101,13 +101,13 @@ cdef class PackedMatrix:
         """Bytes of the packed matrix, padding to whole groups of 16 rows included."""
         return self.view.n_groups * self.view.group_bytes
 
-    def reserve(self, *, take=aligned_empty):
+    def reserve(self, *, take=None):
         """Reserve the matrix's memory without touching it, so that its address is known before its weights are.
 
         Parameters
         ----------
         take : callable, optional
-            From a number of bytes to as many, uint8, at an address that is a multiple of 64.
+            From a number of bytes to as many, uint8, at an address that is a multiple of 64; else `aligned_empty`.
 
         Returns
         -------
@@ -115,7 +115,7 @@ cdef class PackedMatrix:
             self
         """
         if self.data is None:
-            data = take(self.nbytes)
+            data = (aligned_empty if take is None else take)(self.nbytes)
             self.view.w = <uint8_t *><size_t>data.ctypes.data
             self.data = data.reshape(self.view.n_groups, self.view.group_bytes)
         return self

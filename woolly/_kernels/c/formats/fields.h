@@ -23,25 +23,36 @@ typedef struct {
 
 enum { PACK_LINE = 64 }; /* bytes of a row that formats without blocks pack at a time: a line is read once */
 
-typedef uint32_t words4 __attribute__((vector_size(16)));
 #if defined(__clang__) || __GNUC__ >= 12
-#define PICK(A, B, ...) __builtin_shufflevector(A, B, __VA_ARGS__)
+#define PICK(VECTOR, A, B, ...) __builtin_shufflevector(A, B, __VA_ARGS__)
 #else
-#define PICK(A, B, ...) __builtin_shuffle(A, B, (words4){__VA_ARGS__})
+#define PICK(VECTOR, A, B, ...) __builtin_shuffle(A, B, (VECTOR){__VA_ARGS__})
 #endif
+#define LOW_WORDS 0, 4, 1, 5
+#define HIGH_WORDS 2, 6, 3, 7
+#define LOW_HALVES 0, 8, 1, 9, 2, 10, 3, 11
+#define HIGH_HALVES 4, 12, 5, 13, 6, 14, 7, 15
 
-/* 4 words of each of 16 rows: 4 x 4 transpositions */
-static INLINE void interleave_words4(const uint8_t *src, int64_t row_bytes, uint8_t *dst) {
-    for (int r = 0; r < WOOLLY_GROUP; r += 4) {
-        words4 v[4];
-        for (int i = 0; i < 4; i++) memcpy(v + i, src + (r + i) * row_bytes, 16);
-        words4 low01 = PICK(v[0], v[1], 0, 4, 1, 5), low23 = PICK(v[2], v[3], 0, 4, 1, 5);
-        words4 high01 = PICK(v[0], v[1], 2, 6, 3, 7), high23 = PICK(v[2], v[3], 2, 6, 3, 7);
-        v[0] = PICK(low01, low23, 0, 1, 4, 5), v[1] = PICK(low01, low23, 2, 3, 6, 7);
-        v[2] = PICK(high01, high23, 0, 1, 4, 5), v[3] = PICK(high01, high23, 2, 3, 6, 7);
-        for (int e = 0; e < 4; e++) memcpy(dst + (e * WOOLLY_GROUP + r) * 4, v + e, 16);
+/* 16 bytes, N elements, of each of 16 rows: an N x N transposition is to interleave the first half of the vectors with the
+ * second, log2 N times */
+#define DEFINE_INTERLEAVE(NAME, ELEM, N, LOG2_N, LOW, HIGH)                                                            \
+    typedef ELEM NAME##_vector __attribute__((vector_size(16)));                                                       \
+    static INLINE void NAME(const uint8_t *src, int64_t row_bytes, uint8_t *dst) {                                     \
+        for (int r = 0; r < WOOLLY_GROUP; r += N) {                                                                    \
+            NAME##_vector v[N], next[N];                                                                               \
+            for (int i = 0; i < N; i++) memcpy(v + i, src + (r + i) * row_bytes, 16);                                  \
+            for (int round = 0; round < LOG2_N; round++) {                                                             \
+                for (int i = 0; i < N / 2; i++) {                                                                      \
+                    next[2 * i] = PICK(NAME##_vector, v[i], v[i + N / 2], LOW);                                        \
+                    next[2 * i + 1] = PICK(NAME##_vector, v[i], v[i + N / 2], HIGH);                                   \
+                }                                                                                                      \
+                for (int i = 0; i < N; i++) v[i] = next[i];                                                            \
+            }                                                                                                          \
+            for (int e = 0; e < N; e++) memcpy(dst + (e * WOOLLY_GROUP + r) * (int)sizeof(ELEM), v + e, 16);           \
+        }                                                                                                              \
     }
-}
+DEFINE_INTERLEAVE(interleave_words, uint32_t, 4, 2, LOW_WORDS, HIGH_WORDS)
+DEFINE_INTERLEAVE(interleave_halves, uint16_t, 8, 3, LOW_HALVES, HIGH_HALVES)
 #undef PICK
 
 /* n elements of each of n_rows rows, the rows of one element side by side. A loop for each size: memcpy is a move then */
@@ -50,8 +61,11 @@ static INLINE void interleave_words4(const uint8_t *src, int64_t row_bytes, uint
         for (int e = 0; e < n; e++) memcpy(dst + (e * WOOLLY_GROUP + r) * SIZE, src + e * SIZE, SIZE)
 
 static void interleave(const uint8_t *src, int64_t row_bytes, int n_rows, int n, int elem, uint8_t *dst) {
-    if (elem == 4 && n_rows == WOOLLY_GROUP)
-        for (; n >= 4; n -= 4, src += 16, dst += 16 * WOOLLY_GROUP) interleave_words4(src, row_bytes, dst);
+    if (n_rows == WOOLLY_GROUP && elem > 1)
+        for (; n >= 16 / elem; n -= 16 / elem, src += 16, dst += 16 * WOOLLY_GROUP) {
+            if (elem == 4) interleave_words(src, row_bytes, dst);
+            else interleave_halves(src, row_bytes, dst);
+        }
     if (elem == 4) EACH_ELEM(4);
     else if (elem == 2) EACH_ELEM(2);
     else EACH_ELEM(1);
