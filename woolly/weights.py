@@ -18,7 +18,6 @@ from woolly.errors import GGUFError, UnsupportedFormatError
 from woolly.gguf_file import TensorInfo
 from woolly.metadata import show
 
-
 _ALIGN = 64  # bytes at most lie unused between two matrices
 _ROWS_A_GROUP = 16
 STEP_BYTES = 8 << 20  # of a file that are packed between two releases of its pages: what it adds to the peak of memory

@@ -160,7 +160,8 @@ cdef class PackedMatrix:
         cdef const uint8_t *source = &rows[0, 0]
         self.reserve()
         cdef uint8_t *groups = m.w + begin // WOOLLY_GROUP * m.group_bytes
-        for group in prange((n + WOOLLY_GROUP - 1) // WOOLLY_GROUP, nogil=True, num_threads=threads, schedule="dynamic"):
+        cdef int64_t n_groups = (n + WOOLLY_GROUP - 1) // WOOLLY_GROUP
+        for group in prange(n_groups, nogil=True, num_threads=threads, schedule="dynamic"):
             f.pack(source + group * WOOLLY_GROUP * row_bytes, row_bytes, min(WOOLLY_GROUP, n - group * WOOLLY_GROUP),
                    m.n_blocks, groups + group * m.group_bytes)
         return self
