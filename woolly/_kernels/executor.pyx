@@ -1,8 +1,8 @@
 """Running the stages of a program with a team of threads, until they end or are not wanted any more.
 
-Owns who may run when, the turns between which threads wait for each other, the threads' times, and what ends a run from outside: Ctrl-C, a
-`Stop` that was cancelled or whose deadline has passed, a model that was closed. How a stage is computed is the business
-of operations.pyx.
+Owns who may run when, the turns between which threads wait for each other, their times, and what ends a run from
+outside: Ctrl-C, a `Stop` that was cancelled or whose deadline has passed, a model that was closed. How a stage is
+computed is the business of operations.pyx.
 """
 
 import threading
