@@ -10,7 +10,7 @@ import threading
 cimport openmp
 from cpython.exc cimport PyErr_CheckSignals
 from cython.parallel cimport parallel
-from libc.stdint cimport int32_t
+from libc.stdint cimport int32_t, int64_t
 from libc.string cimport memset
 
 from woolly._kernels.experts cimport woolly_tasks
