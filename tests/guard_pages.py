@@ -22,6 +22,7 @@ from woolly import load_gguf
 from woolly._kernels import attention as attention_module
 from woolly._kernels import converted_formats, kernel_formats, use_isa
 from woolly._kernels import matmul as _
+from woolly._kernels import pages as pages_module
 from woolly._kernels import program as program_module
 from woolly._kernels import rows as rows_module
 
@@ -97,10 +98,11 @@ def aligned_empty(n_bytes: int, /, *, align: int = 64) -> NDArray[np.uint8]:
 
 def install() -> None:
     """Replace what the kernels' modules allocate with."""
-    for module in (attention_module, matmul_module, program_module, rows_module):
+    for module in (attention_module, matmul_module, pages_module, program_module, rows_module):
         module.np = GuardedNumpy()
         if hasattr(module, "aligned_empty"):
             module.aligned_empty = aligned_empty
+    pages_module.Pages.take = lambda self, n_bytes: aligned_empty(n_bytes)
 
 
 def count() -> None:

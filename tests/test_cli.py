@@ -95,7 +95,11 @@ class FakeModel:
 
     def memory_plan(self):
         return types.SimpleNamespace(
-            weights_bytes=98_000_000, kv_cache_bytes=94_371_840, scratch_bytes=900, total_bytes=192_372_740
+            runtime_bytes=60_000_000,
+            weights_bytes=98_000_000,
+            kv_cache_bytes=94_371_840,
+            scratch_bytes=900,
+            total_bytes=252_372_740,
         )
 
     def session(self):
@@ -211,16 +215,18 @@ def test_dry_run(use_model, capsys):
     assert rows == [
         ["fake"],
         ["Memory", "Size", "Bytes"],
+        ["Runtime,", "vocabulary", "60.0", "MB", "60,000,000"],
         ["Weights", "98.0", "MB", "98,000,000"],
         ["KV", "cache", "(4,096", "tokens)", "94.4", "MB", "94,371,840"],
         ["Scratch", "900", "B", "900"],
-        ["Total", "192.4", "MB", "192,372,740"],
+        ["Total", "252.4", "MB", "252,372,740"],
     ]
     assert model.calls == []
     assert cli.main(["run", "--dry-run", "--json"]) == 0
     record = json.loads(capsys.readouterr().out)
     assert record["n_ctx"] == 4096
-    assert record["memory"]["total_bytes"] == 192_372_740
+    assert record["memory"]["runtime_bytes"] == 60_000_000
+    assert record["memory"]["total_bytes"] == 252_372_740
 
 
 # --- usage ---

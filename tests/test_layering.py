@@ -14,9 +14,10 @@ PACKAGE = Path(__file__).parents[1] / "woolly"
 # A module may import modules of earlier rows. Those of one row do not know each other.
 ORDER = (
     ("errors",),
-    ("config", "_kernels.threads", "_kernels.scan", "atomic"),
+    ("config", "_kernels.spinning", "_kernels.threads", "_kernels.scan", "atomic"),
     ("_kernels.dispatch", "_kernels.quantize"),
     ("_kernels.matmul",),
+    ("_kernels.pages",),
     ("_kernels.rows", "_kernels.attention", "_kernels.experts", "_kernels.generate", "_kernels.limits"),
     ("_kernels.operations",),
     ("_kernels.executor",),
@@ -35,7 +36,7 @@ ORDER = (
     ("models.smollm3", "models.starcoder2", "models.gemma2", "models.gemma3", "models.qwen3moe", "models.gpt_oss"),
     ("models",),
     ("sandbox",),
-    ("engine", "pretokenizers", "chat", "sampling", "terminal", "materialise"),
+    ("engine", "planning", "pretokenizers", "chat", "sampling", "terminal", "materialise"),
     (
         "memory",
         "hub_hf",
@@ -87,9 +88,10 @@ NARROW = {
     "hub_hf": {"errors", "terminal"},
     "terminal": {"errors"},
     "materialise": {"errors"},
+    "planning": {"config", "metadata", "_kernels"},
     "memory": {"errors", "terminal"},
     "byte_tokenizer": {"subwords", "tokenizer", "vocabulary"},
-    "synthetic": {"errors", "config", "memory", "byte_tokenizer", "_kernels", "_kernels.generate"},
+    "synthetic": {"errors", "config", "memory", "planning", "byte_tokenizer", "_kernels", "_kernels.generate"},
 }
 
 

@@ -21,6 +21,7 @@ from strategies import MatmulCase
 
 from woolly._kernels import (
     PackedMatrix,
+    Pages,
     aligned_empty,
     available_isas,
     converted_formats,
@@ -136,6 +137,31 @@ def test_packing_again_replaces(name: str) -> None:
     again = sts.random_raw(1, name, 17, 2)
     assert packed.pack(again) is packed
     assert packed.dequantize().tobytes() == reference.dequantize(again, name).tobytes()
+
+
+@each_format
+def test_packing_in_pieces_is_packing_the_whole(name: str) -> None:
+    raw = sts.random_raw(0, name, 51, 3)
+    whole, pieces = pack(name, raw), PackedMatrix(51, 3 * sts.block_shape(name)[0], name)
+    for first, end in ((16, 48), (48, 51), (0, 16), (16, 16)):
+        pieces.pack(raw[first:end], first=first, n_threads=2)
+    assert pieces.data.tobytes() == whole.data.tobytes()
+
+
+@pytest.mark.parametrize(("first", "n"), [(-16, 16), (8, 16), (0, 15), (32, 8), (48, 16), (16, 51)])
+def test_pieces_are_whole_groups(first: int, n: int) -> None:
+    matrix = PackedMatrix(51, 32, "q8_0")
+    message = f"pack: expected whole groups of 16 of the 51 rows, got {n} from {first} on"
+    with pytest.raises(ValueError, match=message):
+        matrix.pack(np.zeros((n, 34), np.uint8), first=first)
+
+
+def test_memory_may_come_from_elsewhere() -> None:
+    memory, raw = Pages(1 << 16), sts.random_raw(0, "q4_0", 33, 2)
+    matrices = [PackedMatrix(33, 64, "q4_0").reserve(take=memory.take).pack(raw) for _ in range(2)]
+    assert all((matrix.unpack() == raw).all() for matrix in matrices)
+    first, second = (matrix.data.ctypes.data for matrix in matrices)
+    assert second - first == -(-matrices[0].nbytes // 64) * 64
 
 
 @each_converted_format

@@ -37,7 +37,8 @@ def test_facts(model: Model) -> None:
 
 def test_memory_plan_adds_up(model: Model) -> None:
     plan = model.memory_plan()
-    assert plan.total_bytes == plan.weights_bytes + plan.kv_cache_bytes + plan.scratch_bytes
+    assert plan.total_bytes == plan.runtime_bytes + plan.weights_bytes + plan.kv_cache_bytes + plan.scratch_bytes
+    assert plan.runtime_bytes > 20 << 20  # Python and numpy alone
     # two layers, two KV heads of 16, keys and values, halves
     assert plan.kv_cache_bytes == 256 * 2 * 2 * 16 * 2 * 2
     n_weights = 320 * 64 + 2 * (64 * 64 * 2 + 32 * 64 * 2 + 3 * 64 * 128)

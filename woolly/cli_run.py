@@ -263,12 +263,12 @@ def _input_lines() -> Iterator[str]:
 
 def _print_plan(model: Model, *, as_json: bool) -> None:
     plan = model.memory_plan()
-    fields = ("weights_bytes", "kv_cache_bytes", "scratch_bytes", "total_bytes")
+    fields = ("runtime_bytes", "weights_bytes", "kv_cache_bytes", "scratch_bytes", "total_bytes")
     if as_json:
         memory = {field: getattr(plan, field) for field in fields}
         print(json.dumps({"model": model.name, "n_ctx": model.n_ctx, "memory": memory}))
         return
-    names = ("Weights", f"KV cache ({model.n_ctx:,} tokens)", "Scratch", "Total")
+    names = ("Runtime, vocabulary", "Weights", f"KV cache ({model.n_ctx:,} tokens)", "Scratch", "Total")
     sizes = (getattr(plan, field) for field in fields)
     rows = [(name, format_bytes(size), f"{size:,}") for name, size in zip(names, sizes, strict=True)]
     print_table(("Memory", ">Size", ">Bytes"), rows, title=one_line(model.name))

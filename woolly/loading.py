@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import time
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
 from woolly import synthetic
-from woolly._kernels import KVCache, Program, activation_bytes
+from woolly._kernels import Program
 from woolly.byte_tokenizer import ByteTokenizer
 from woolly.chat import ChatTemplate
 from woolly.checkpoint import Checkpoint
@@ -19,10 +20,11 @@ from woolly.engine import Engine, check_cache_dtype
 from woolly.errors import GGUFError, WoollyError
 from woolly.gguf_split import open_gguf
 from woolly.materialise import Materialisation
-from woolly.memory import check_fits
+from woolly.memory import check_fits, resident_bytes
 from woolly.metadata import Metadata
 from woolly.model import Model
 from woolly.models import architecture
+from woolly.planning import cache_bytes, scratch_bytes, vocabulary_bytes
 from woolly.prompts import DEFAULT, TemplateSet
 from woolly.tokenizer import Tokenizer
 from woolly.weights import Weights, packed_bytes
@@ -76,8 +78,7 @@ def load_gguf(
     Weights are packed tensor by tensor as the file is read and stay quantised; nothing refers to the file afterwards.
     """
     started = time.perf_counter()
-    with open_gguf(path) as file:
-        return _load(file, started, n_ctx, n_threads, cache_dtype, name or Path(path).stem)
+    return _load(open_gguf(path), started, n_ctx, n_threads, cache_dtype, name or Path(path).stem)
 
 
 def load_folder(
@@ -113,19 +114,19 @@ def load_folder(
 def _load(
     file: Checkpoint, started: float, n_ctx: int | None, n_threads: int | None, cache_dtype: str, name: str
 ) -> Model:
-    check_cache_dtype(cache_dtype)
-    arch = architecture(file.metadata.get_str("general.architecture"))
-    config = arch.read_config(file.metadata)
-    n_ctx = _check_n_ctx(n_ctx, config.n_ctx_train)
-    tokenizer = Tokenizer.from_metadata(file.metadata)
-    if tokenizer.vocab_size != config.vocab_size:
-        raise GGUFError(f"{file.path}: the tokenizer has {tokenizer.vocab_size} tokens, the model {config.vocab_size}")
-    program = Program(min(MAX_BATCH_TOKENS, n_ctx), n_threads)
-    _check_memory(name, file, config, n_ctx, program.max_tokens, cache_dtype)
-    weights = Weights(file, n_threads=program.n_threads)
-    arch.record(program, config, weights, n_ctx)
-    weights.check_all_taken()
-    templates = _read_templates(file.metadata, tokenizer)
+    """Read the checkpoint, pack its weights while another thread reads the vocabulary, and close it."""
+    with file, ThreadPoolExecutor(1) as pool:
+        check_cache_dtype(cache_dtype)
+        arch = architecture(file.metadata.get_str("general.architecture"))
+        config = arch.read_config(file.metadata)
+        n_ctx = _check_n_ctx(n_ctx, config.n_ctx_train)
+        program = Program(min(MAX_BATCH_TOKENS, n_ctx), n_threads)
+        _check_memory(name, file, config, n_ctx, program.max_tokens, cache_dtype)
+        reading = pool.submit(_read_vocabulary, file, config)
+        weights = Weights(file, n_threads=program.n_threads)
+        arch.record(program, config, weights, n_ctx)
+        weights.check_all_taken()
+        tokenizer, templates = reading.result()
     engine = Engine(program, config, n_ctx, cache_dtype=cache_dtype)
     return Model(
         name,
@@ -133,8 +134,16 @@ def _load(
         tokenizer,
         templates,
         weights_bytes=weights.nbytes,
+        runtime_bytes=max(0, resident_bytes() - weights.nbytes),
         load_s=time.perf_counter() - started,
     )
+
+
+def _read_vocabulary(file: Checkpoint, config: ModelConfig) -> tuple[Tokenizer, TemplateSet]:
+    tokenizer = Tokenizer.from_metadata(file.metadata)
+    if tokenizer.vocab_size != config.vocab_size:
+        raise GGUFError(f"{file.path}: the tokenizer has {tokenizer.vocab_size} tokens, the model {config.vocab_size}")
+    return tokenizer, _read_templates(file.metadata, tokenizer)
 
 
 def load_fast_fp32(
@@ -181,7 +190,7 @@ def load_fast_fp32(
     -----
     A thread in the background generates the weights; the first step waits for it, as does `Model.wait_ready`.
     """
-    started = time.perf_counter()
+    started, runtime_bytes = time.perf_counter(), resident_bytes()
     spec = synthetic.resolve(
         vocab_size=vocab_size,
         hidden_size=hidden_size,
@@ -205,6 +214,7 @@ def load_fast_fp32(
         ByteTokenizer(spec.config.vocab_size),
         ChatTemplate(synthetic.CHAT_TEMPLATE, bos_token="<s>", eos_token="</s>"),
         weights_bytes=spec.weights_bytes,
+        runtime_bytes=runtime_bytes,
         load_s=time.perf_counter() - started,
         materialisation=materialisation,
     )
@@ -252,26 +262,17 @@ def _check_memory(
     name: str, file: Checkpoint, config: ModelConfig, n_ctx: int, max_tokens: int, cache_dtype: str
 ) -> None:
     """Refuse what will not fit before any of it is allocated; scratch is an estimate, as nothing is recorded yet."""
-    q_size, kv_size = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
-    quantised = 0  # activations as matmuls of quantised weights read them
-    if any(info.format.block_size > 1 for info in file.tensors.values()):
-        quantised = sum(
-            map(activation_bytes, (config.hidden_size, config.hidden_size, q_size, config.intermediate_size))
-        )
-    values = 4 * config.hidden_size + 2 * (q_size + kv_size + config.intermediate_size)
-
-    def cache_bytes(n: int) -> int:
-        return KVCache.bytes_for(config.n_layers, config.n_kv_heads, config.head_dim, n, dtype=cache_dtype)
-
+    quantised = any(info.format.block_size > 1 for info in file.tensors.values())
     parts = {
         "weights": sum(packed_bytes(info) for info in file.tensors.values()),
-        "KV cache": cache_bytes(n_ctx),
-        "scratch": max_tokens * (4 * values + quantised) + 4 * config.vocab_size,
+        "KV cache": cache_bytes(config, n_ctx, cache_dtype),
+        "scratch": scratch_bytes(config, max_tokens, quantised=quantised),
+        "vocabulary": vocabulary_bytes(file.metadata),
     }
 
     def what_fits(available: int) -> str:
-        room = available - parts["weights"] - parts["scratch"]
-        n = room // (cache_bytes(16) // 16) // 16 * 16
+        room = available - sum(parts.values()) + parts["KV cache"]
+        n = room // (cache_bytes(config, 16, cache_dtype) // 16) // 16 * 16
         return f"n_ctx={n}" if 0 < n < n_ctx else ""
 
     check_fits(f"{name} with n_ctx {n_ctx}", parts, what_fits=what_fits)

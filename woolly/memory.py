@@ -1,4 +1,4 @@
-"""How much memory this process may still take, and whether a plan fits into it.
+"""How much memory this process holds and may still take, and whether a plan fits into it.
 
 Owns /proc/meminfo and the limits of control groups, version 1 and 2. Knows nothing of models: a plan is named parts in
 bytes.
@@ -33,6 +33,14 @@ def available_bytes(root: Path = Path("/")) -> int | None:
     """
     rooms = [*_machine_room(root), *_cgroup_rooms(root)]
     return max(0, min(rooms)) if rooms else None
+
+
+def resident_bytes(root: Path = Path("/")) -> int:
+    """Bytes of memory that this process holds now; 0 where the system does not tell."""
+    for line in _read(root / "proc/self/status").splitlines():
+        if line.startswith("VmRSS:"):
+            return int(line.split()[1]) * 1024
+    return 0
 
 
 def check_fits(

@@ -70,6 +70,11 @@ class StringArray(Sequence[str]):
     def __repr__(self) -> str:
         return f"<StringArray of {len(self)} strings>"
 
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of all strings."""
+        return int(self._lengths.sum())
+
     def raw(self, index: int) -> bytes:
         """Return the bytes of one string as the file has them."""
         start = int(self._starts[index])

@@ -24,10 +24,12 @@ from woolly.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class MemoryPlan:
-    """Bytes that a model and one full session take.
+    """Bytes that a process with a model and one full session takes: a forecast of its peak.
 
     Attributes
     ----------
+    runtime_bytes : int
+        What the process held, beside the weights, when the model had been opened: Python, its libraries, vocabulary.
     weights_bytes : int
     kv_cache_bytes : int
         Of one session at n_ctx tokens; taken from the system as it fills.
@@ -35,6 +37,7 @@ class MemoryPlan:
         Activations of the largest batch, and one row of logits.
     """
 
+    runtime_bytes: int
     weights_bytes: int
     kv_cache_bytes: int
     scratch_bytes: int
@@ -42,7 +45,7 @@ class MemoryPlan:
     @property
     def total_bytes(self) -> int:
         """The sum."""
-        return self.weights_bytes + self.kv_cache_bytes + self.scratch_bytes
+        return self.runtime_bytes + self.weights_bytes + self.kv_cache_bytes + self.scratch_bytes
 
 
 class Model:
@@ -77,6 +80,7 @@ class Model:
         chat_template: ChatTemplate | Mapping[str, ChatTemplate] | None,
         *,
         weights_bytes: int,
+        runtime_bytes: int = 0,
         load_s: float,
         materialisation: Materialisation | None = None,
     ) -> None:
@@ -86,7 +90,7 @@ class Model:
         self._prompts = Prompts(name, tokenizer, chat_template)
         self.load_s = load_s
         self.materialisation = materialisation
-        self._weights_bytes = weights_bytes
+        self._weights_bytes, self._runtime_bytes = weights_bytes, runtime_bytes
         self._is_open = True
 
     @property
@@ -142,10 +146,10 @@ class Model:
             self.materialisation.wait()
 
     def memory_plan(self) -> MemoryPlan:
-        """Bytes of weights, one session's KV cache, and scratch."""
+        """Bytes of the runtime, weights, one session's KV cache, and scratch."""
         self._wait_recorded()
         scratch = self.engine.program.buffer_bytes + 4 * self.config.vocab_size
-        return MemoryPlan(self._weights_bytes, self.engine.kv_cache_bytes, scratch)
+        return MemoryPlan(self._runtime_bytes, self._weights_bytes, self.engine.kv_cache_bytes, scratch)
 
     def session(self) -> Session:
         """A new, empty session."""

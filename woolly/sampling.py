@@ -129,12 +129,13 @@ class Sampler:
         ValueError
             The logits are not a one-dimensional float32 array, or the history has an id beyond them.
         """
-        _check_logits(logits)
+        best = _check_logits(logits)
         params = self.params
         if params.repeat_penalty != 1.0 and params.repeat_last_n != 0:
             logits = penalise_repeats(logits, history, params.repeat_penalty, params.repeat_last_n)
+            best = int(logits.argmax())
         if params.temperature == 0:
-            return int(np.argmax(logits))
+            return best
         candidates = Candidates(_token_ids(len(logits)), logits, is_sorted=False)
         for keep in self._filters:
             candidates = keep(candidates)
@@ -245,14 +246,15 @@ def _lower_bound_of_kth(logits: NDArray[np.float32], k: int) -> np.float32:
     return np.partition(logits, len(logits) - k)[len(logits) - k]
 
 
-def _check_logits(logits: NDArray[np.float32]) -> None:
+def _check_logits(logits: NDArray[np.float32]) -> int:
+    """Refuse what no token can be drawn from; the largest logit's id, the lowest of equal ones."""
     if not isinstance(logits, np.ndarray) or logits.dtype != np.float32 or logits.ndim != 1 or len(logits) == 0:
         got = f"{logits.dtype} {logits.shape}" if isinstance(logits, np.ndarray) else type(logits).__name__
         raise ValueError(f"logits must be a float32 array of shape (vocab_size,), got {got}")
-    with np.errstate(invalid="ignore"):
-        largest = logits.max()  # NaN if any is: one pass tells all three
+    best = int(logits.argmax())  # the first NaN if there is one: one pass tells all three
+    largest = logits[best]
     if math.isfinite(largest):
-        return
+        return best
     if np.isnan(largest):
         raise WoollyError(f"logits hold NaN (first at token {int(np.argmax(np.isnan(logits)))})")
     if largest > 0:

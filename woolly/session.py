@@ -348,6 +348,7 @@ class Session:
         sampler = Sampler(params)
         decoder = self._model.tokenizer.stream_decoder(continuation=True)
         text = _StopText((stop,) if isinstance(stop, str) else tuple(stop))
+        history: list[int] = list(ids)
         generated: list[int] = []
         self._stop.reset()
         with self._answering(deadline_s):
@@ -355,12 +356,13 @@ class Session:
             n_changes = self._n_changes
         reason = "length"
         while True:
-            token = sampler.sample(logits, ids + generated)
+            token = sampler.sample(logits, history)
             clock.ttft_s = clock.ttft_s or time.perf_counter() - clock.start_s
             if token in self._model.tokenizer.eog_ids:
                 reason = "stop"
                 break
             generated.append(token)
+            history.append(token)
             out = text.add(decoder.feed(token))
             if text.stopped:
                 reason, rest = "stop", out

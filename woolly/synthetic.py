@@ -19,9 +19,7 @@ from numpy.typing import NDArray
 
 from woolly._kernels import (
     GENERATED_FORMATS,
-    KVCache,
     PackedMatrix,
-    activation_bytes,
     generate,
     generate_all,
     kernel_formats,
@@ -30,6 +28,7 @@ from woolly.byte_tokenizer import MIN_VOCAB_SIZE
 from woolly.config import ModelConfig, RopeScaling
 from woolly.errors import WoollyError
 from woolly.memory import check_fits
+from woolly.planning import cache_bytes, scratch_bytes
 
 REQUEST_VARIABLE = "WOOLLY_FAST_FP32"
 NORM_NOISE = 0.1  # norm weights are 1 + U(-0.1, 0.1)
@@ -267,15 +266,11 @@ def check_memory(spec: SyntheticSpec, max_tokens: int) -> None:
 
 def plan_parts(spec: SyntheticSpec, max_tokens: int) -> dict[str, int]:
     """Bytes of the weights, of one session's full KV cache, and about those of the activations."""
-    c = spec.config
-    wide = 6 * c.hidden_size + 2 * c.n_kv_heads * c.head_dim + 2 * c.intermediate_size
-    quantised = 0
-    if kernel_formats()[spec.dtype][1] > 1:
-        quantised = sum(map(activation_bytes, (c.hidden_size, c.hidden_size, c.intermediate_size)))
+    quantised = kernel_formats()[spec.dtype][1] > 1
     return {
         "weights": spec.weights_bytes,
-        "KV cache": KVCache.bytes_for(c.n_layers, c.n_kv_heads, c.head_dim, spec.n_ctx),
-        "scratch": max_tokens * (4 * wide + quantised) + 4 * c.vocab_size,
+        "KV cache": cache_bytes(spec.config, spec.n_ctx),
+        "scratch": scratch_bytes(spec.config, max_tokens, quantised=quantised),
     }
 
 

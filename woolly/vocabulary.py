@@ -324,7 +324,7 @@ def _index(tokens: list[str]) -> dict[str, int]:
     """Map each token to its id; empty ones, which are placeholders, get a name first."""
     if not tokens:
         raise GGUFError(f"{PREFIX}tokens is empty")
-    if "" in tokens:
+    if not all(tokens):
         tokens[:] = [token or f"[EMPTY_{i}]" for i, token in enumerate(tokens)]
     ids = dict(zip(tokens, range(len(tokens)), strict=True))
     if len(ids) != len(tokens):

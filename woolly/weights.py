@@ -12,11 +12,15 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from woolly._kernels import PackedExperts, PackedMatrix, dequantize, kernel_formats
+from woolly._kernels import PackedExperts, PackedMatrix, Pages, dequantize, kernel_formats
 from woolly.checkpoint import Checkpoint
 from woolly.errors import GGUFError, UnsupportedFormatError
 from woolly.gguf_file import TensorInfo
 from woolly.metadata import show
+
+_ALIGN = 64  # bytes at most lie unused between two matrices
+_ROWS_A_GROUP = 16
+STEP_BYTES = 8 << 20  # of a file that are packed between two releases of its pages: what it adds to the peak of memory
 
 
 def packed_bytes(info: TensorInfo) -> int:
@@ -46,6 +50,7 @@ class Weights:
         self._file = file
         self._n_threads = n_threads
         self._taken: set[str] = set()
+        self._pages = Pages(sum(packed_bytes(info) + _ALIGN for info in file.tensors.values() if len(info.shape) == 2))
         self.nbytes = 0
 
     def __contains__(self, name: str) -> bool:
@@ -76,12 +81,19 @@ class Weights:
         rows = self._file.tensor_bytes(name).reshape(info.shape[0], -1)
         parts, begin = [], 0
         for n in n_rows:
-            part = PackedMatrix(n, n_cols, info.format.name)
-            parts.append(part.pack(rows[begin : begin + n], n_threads=self._n_threads))
+            part = PackedMatrix(n, n_cols, info.format.name).reserve(take=self._pages.take)
+            self._pack(name, part, rows[begin : begin + n])
+            parts.append(part)
             self.nbytes += part.nbytes
             begin += n
-        self._file.release(name)
         return parts
+
+    def _pack(self, name: str, matrix: PackedMatrix, rows: NDArray[np.uint8]) -> None:
+        """Pack rows of a tensor, and release the pages of the file behind them."""
+        step = max(_ROWS_A_GROUP, STEP_BYTES // rows.shape[1] // _ROWS_A_GROUP * _ROWS_A_GROUP)
+        for first in range(0, len(rows), step):
+            matrix.pack(rows[first : first + step], first=first, n_threads=self._n_threads)
+            self._file.release(name)
 
     def experts(self, name: str, shape: tuple[int, int, int], /) -> PackedExperts:
         """The matrices of all experts in the tensor `name`, (n_experts, n_rows, n_cols). Raises as `matrix` does.

@@ -1,5 +1,10 @@
 """The kernels: packed matrices, attention, and the program that runs a model's operations on all threads."""
 
+from woolly._kernels.spinning import bounded_spinning
+
+with bounded_spinning():
+    import woolly._kernels.threads  # noqa: F401 - the first to load libgomp
+
 from woolly._kernels.attention import KV_DTYPES, KVCache, attention_f32
 from woolly._kernels.dispatch import (
     active_isa,
@@ -14,6 +19,7 @@ from woolly._kernels.executor import Stop
 from woolly._kernels.experts import PackedExperts, route_experts
 from woolly._kernels.generate import GENERATED_FORMATS, generate, generate_all
 from woolly._kernels.matmul import PackedMatrix, activation_bytes, aligned_empty, dequantize, matmul
+from woolly._kernels.pages import Pages
 from woolly._kernels.program import Program
 from woolly._kernels.quantize import QUANTIZED_FORMATS, quantize_rows
 from woolly._kernels.rows import (
@@ -36,6 +42,7 @@ __all__ = [
     "KVCache",
     "PackedExperts",
     "PackedMatrix",
+    "Pages",
     "Program",
     "Stop",
     "activation_bytes",

@@ -18,6 +18,7 @@ from woolly._kernels.kernels cimport (
 )
 
 from woolly._kernels.matmul import check_out
+from woolly._kernels.pages import sparse_zeros
 from woolly._kernels.threads import check_threads
 
 cdef enum:
@@ -54,8 +55,8 @@ cdef class KVCache:
         self.dtype = dtype
         self.padded = (head_dim + 15) // 16 * 16
         n_groups = (n_ctx + 15) // 16
-        self.k = np.zeros((n_layers, n_kv_heads, n_groups, self.padded, 16), dtype=numpy_dtype)
-        self.v = np.zeros((n_layers, n_kv_heads, n_groups * 16, self.padded), dtype=numpy_dtype)
+        self.k = sparse_zeros((n_layers, n_kv_heads, n_groups, self.padded, 16), numpy_dtype)
+        self.v = sparse_zeros((n_layers, n_kv_heads, n_groups * 16, self.padded), numpy_dtype)
         self.k_base = <uint8_t *><size_t>self.k.ctypes.data
         self.v_base = <uint8_t *><size_t>self.v.ctypes.data
         self.head_bytes = n_groups * 16 * self.padded * self.k.itemsize

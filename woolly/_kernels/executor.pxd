@@ -1,3 +1,5 @@
+from libc.stdint cimport int32_t
+
 from woolly._kernels.operations cimport Run
 
 
@@ -15,5 +17,6 @@ cdef class Executor:
     cdef close(self)
     cdef execute(self, Run *run, int n_threads, Stop stop)
     cdef void _work(self, Run *run, int thread, int n_threads) noexcept nogil
+    cdef int32_t _next_turn(self, Run *run, int32_t turn, float *scratch) noexcept nogil
     cdef void _look_for_reasons(self, Run *run) noexcept nogil
     cdef bint _signalled(self) noexcept with gil

@@ -1,8 +1,8 @@
 """Running the stages of a program with a team of threads, until they end or are not wanted any more.
 
-Owns who may run when, the barriers between stages, the threads' times, and what ends a run from outside: Ctrl-C, a
-`Stop` that was cancelled or whose deadline has passed, a model that was closed. How a stage is computed is the business
-of operations.pyx.
+Owns who may run when, the turns between which threads wait for each other, their times, and what ends a run from
+outside: Ctrl-C, a `Stop` that was cancelled or whose deadline has passed, a model that was closed. How a stage is
+computed is the business of operations.pyx.
 """
 
 import threading
@@ -10,18 +10,20 @@ import threading
 cimport openmp
 from cpython.exc cimport PyErr_CheckSignals
 from cython.parallel cimport parallel
-from libc.stdint cimport int64_t
+from libc.stdint cimport int32_t, int64_t
 from libc.string cimport memset
 
 from woolly._kernels.experts cimport woolly_tasks
-from woolly._kernels.operations cimport MATMUL, PLAN, Op, Run, n_rows, woolly_team, work_stage
+from woolly._kernels.operations cimport ATTENTION, MATMUL, PLAN, Op, Run, n_rows, woolly_team, work_stage
 
 from woolly._kernels.threads import forks
 from woolly.errors import CancelledError, WoollyError
 
 cdef extern from "team.h" nogil:
-    bint team_arrive(woolly_team *team, int n_threads)
-    void team_release(woolly_team *team)
+    int32_t team_enter(woolly_team *team)
+    bint team_leave(woolly_team *team, int32_t turn)
+    void team_wait(woolly_team *team, int32_t turn)
+    void team_open(woolly_team *team, int32_t turn)
 
 cdef extern from * nogil:
     """
@@ -124,30 +126,36 @@ cdef class Executor:
         raise_for(self._reason)
 
     cdef void _work(self, Run *run, int thread, int n_threads) noexcept nogil:
-        """What one thread does: its share of each stage, then wait for the others.
+        """What one thread does: its share of each turn, then wait until the turn is over.
 
-        A stage of a single token is no work to share, nor is a plan: the thread that ends the stage before it does it,
-        at no barrier.
+        A stage is a turn, or two where its results are merged. One of a single token is no work to share, nor is a
+        plan: the thread that ends the turn before it does it, with no waiting.
         """
         cdef float *scratch = run.scratch + thread * run.scratch_floats
-        cdef int s = 0, i, serial
-        while s < run.n_stages:
-            work_stage(run, s, scratch, n_threads)
-            serial = 0
-            while s + serial + 1 < run.n_stages and is_serial(run, s + serial + 1):
-                serial += 1
+        cdef int32_t turn = team_enter(&run.team)
+        while turn < 2 * run.n_stages:
+            work_stage(run, turn, scratch, n_threads)
             if thread == 0:
                 self._look_for_reasons(run)
-            if team_arrive(&run.team, n_threads):
-                run.stop = self._reason
-                keep_time(run, s)
-                for i in range(s + 1, s + 1 + serial):
-                    work_stage(run, i, scratch, 1)
-                    keep_time(run, i)
-                team_release(&run.team)
-            if run.stop:
-                return
-            s += 1 + serial
+            if team_leave(&run.team, turn):
+                turn = self._next_turn(run, turn, scratch)
+                team_open(&run.team, turn)
+            else:
+                team_wait(&run.team, turn)
+                turn = team_enter(&run.team)
+
+    cdef int32_t _next_turn(self, Run *run, int32_t turn, float *scratch) noexcept nogil:
+        """The next turn with work to share, once what comes before it is done; one past the last to end the run."""
+        cdef int s = turn // 2
+        if turn % 2 == 0 and run.split and run.ops[run.stages[s].begin].kind == ATTENTION:
+            return turn + 1
+        keep_time(run, s)
+        s += 1
+        while s < run.n_stages and not self._reason and is_serial(run, s):
+            work_stage(run, 2 * s, scratch, 1)
+            keep_time(run, s)
+            s += 1
+        return 2 * (run.n_stages if self._reason else s)
 
     cdef void _look_for_reasons(self, Run *run) noexcept nogil:
         """Whether to stop after this stage; Ctrl-C is looked for every 30 ms, as that needs the GIL."""

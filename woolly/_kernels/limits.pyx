@@ -7,7 +7,7 @@ import numpy as np
 
 cimport openmp
 from cython.parallel cimport parallel, prange
-from libc.stdint cimport int64_t, uint8_t, uint64_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint64_t
 
 from woolly._kernels.dispatch cimport active
 from woolly._kernels.kernels cimport WOOLLY_QBLOCK, woolly_kernels, woolly_q16_stride
@@ -31,7 +31,10 @@ cdef extern from "peaks.h" nogil:
 cdef extern from "team.h" nogil:
     ctypedef struct woolly_team:
         pass
-    void team_barrier(woolly_team *team, int n_threads)
+    int32_t team_enter(woolly_team *team)
+    bint team_leave(woolly_team *team, int32_t turn)
+    void team_wait(woolly_team *team, int32_t turn)
+    void team_open(woolly_team *team, int32_t turn)
 
 LINE_BYTES = 512  # what one step of the memory loops covers
 
@@ -133,20 +136,25 @@ def run_regions(n, /, *, n_threads=None):
 
 
 def run_barriers(n, /, *, n_threads=None):
-    """Meet at n barriers, as a program does after each of its stages, within one parallel region."""
+    """Go through n stages without tasks, as a program does through its own, within one parallel region."""
     cdef int threads = check_threads(n_threads)
     memory = aligned_empty(sizeof(woolly_team))
     memory[:] = 0
     cdef woolly_team *team = <woolly_team *><size_t>memory.ctypes.data
-    cdef int64_t count = n
+    cdef int32_t count = n
     with nogil, parallel(num_threads=threads):
-        meet(team, count)
+        go_through(team, count)
 
 
-cdef void meet(woolly_team *team, int64_t n) noexcept nogil:
-    cdef int64_t _k
-    for _k in range(n):
-        team_barrier(team, openmp.omp_get_num_threads())
+cdef void go_through(woolly_team *team, int32_t n) noexcept nogil:
+    cdef int32_t turn = team_enter(team)
+    while turn < n:
+        if team_leave(team, turn):
+            turn += 1
+            team_open(team, turn)
+        else:
+            team_wait(team, turn)
+            turn = team_enter(team)
 
 
 def quantize_rows(const float[:, ::1] x not None, /, *, n_threads=None):

@@ -101,8 +101,13 @@ cdef class PackedMatrix:
         """Bytes of the packed matrix, padding to whole groups of 16 rows included."""
         return self.view.n_groups * self.view.group_bytes
 
-    def reserve(self):
+    def reserve(self, *, take=None):
         """Reserve the matrix's memory without touching it, so that its address is known before its weights are.
+
+        Parameters
+        ----------
+        take : callable, optional
+            From a number of bytes to as many, uint8, at an address that is a multiple of 64; else `aligned_empty`.
 
         Returns
         -------
@@ -110,18 +115,21 @@ cdef class PackedMatrix:
             self
         """
         if self.data is None:
-            data = aligned_empty(self.nbytes)
+            data = (aligned_empty if take is None else take)(self.nbytes)
             self.view.w = <uint8_t *><size_t>data.ctypes.data
             self.data = data.reshape(self.view.n_groups, self.view.group_bytes)
         return self
 
-    def pack(self, const uint8_t[:, ::1] rows not None, *, n_threads=None):
-        """Fill the matrix from GGUF rows.
+    def pack(self, const uint8_t[:, ::1] rows not None, *, first=None, n_threads=None):
+        """Fill the matrix, or some of its rows, from GGUF rows.
 
         Parameters
         ----------
         rows : uint8, (n_rows, row_bytes), C-contiguous
             Each row's blocks as the file has them. Not referenced afterwards.
+        first : int, optional
+            The row that the first one is, a multiple of 16, where these are not all rows. Those before a later multiple
+            of 16, or before the matrix's end, must be there.
         n_threads : int, optional
 
         Returns
@@ -132,20 +140,30 @@ cdef class PackedMatrix:
         Raises
         ------
         ValueError
-            The shape is not (n_rows, row_bytes).
+            The shape is not (n_rows, row_bytes), or the rows from `first` on are no whole groups of 16.
         """
         cdef MatrixView *m = &self.view
         cdef const woolly_format *f = &active().formats[m.format]
-        cdef int64_t row_bytes = m.n_blocks * f.block_bytes, group
-        if rows.shape[0] != m.n_rows or rows.shape[1] != row_bytes:
+        cdef int64_t row_bytes = m.n_blocks * f.block_bytes, group, begin = 0, n = rows.shape[0]
+        if rows.shape[1] != row_bytes or first is None and n != m.n_rows:
             raise ValueError(f"pack: expected {self.format} rows of shape ({m.n_rows}, {row_bytes}) bytes, "
                              f"got ({rows.shape[0]}, {rows.shape[1]})")
+        if first is not None:
+            begin = first
+            if not 0 <= begin <= begin + n <= m.n_rows or begin % WOOLLY_GROUP or \
+                    n % WOOLLY_GROUP and begin + n < m.n_rows:
+                raise ValueError(f"pack: expected whole groups of {WOOLLY_GROUP} of the {m.n_rows} rows, "
+                                 f"got {n} from {begin} on")
+        if n == 0:
+            return self
         cdef int threads = check_threads(n_threads)
         cdef const uint8_t *source = &rows[0, 0]
         self.reserve()
-        for group in prange(m.n_groups, nogil=True, num_threads=threads, schedule="dynamic"):
-            f.pack(source + group * WOOLLY_GROUP * row_bytes, row_bytes,
-                   min(WOOLLY_GROUP, m.n_rows - group * WOOLLY_GROUP), m.n_blocks, m.w + group * m.group_bytes)
+        cdef uint8_t *groups = m.w + begin // WOOLLY_GROUP * m.group_bytes
+        cdef int64_t n_groups = (n + WOOLLY_GROUP - 1) // WOOLLY_GROUP
+        for group in prange(n_groups, nogil=True, num_threads=threads, schedule="dynamic"):
+            f.pack(source + group * WOOLLY_GROUP * row_bytes, row_bytes, min(WOOLLY_GROUP, n - group * WOOLLY_GROUP),
+                   m.n_blocks, groups + group * m.group_bytes)
         return self
 
     def _check_packed(self):

@@ -121,7 +121,6 @@ cdef struct Run:
     float *partial
     bint split
     double *times              # of each stage, or NULL
-    volatile int stop          # set between arrival and release, so that all threads see the same
     volatile int *asked        # of the caller's Stop, or NULL
     double deadline_s          # 0 for none
     double checked_s           # when signals were last looked for
@@ -132,4 +131,4 @@ cdef inline int64_t n_rows(const Run *run, const Op *op) noexcept nogil:
     return (run.n_outputs if op.outputs_only else run.n_tokens) * max(<int64_t>1, op.pairs)
 
 
-cdef void work_stage(Run *run, int s, float *scratch, int n_threads) noexcept nogil
+cdef void work_stage(Run *run, int32_t turn, float *scratch, int n_threads) noexcept nogil

@@ -4,7 +4,7 @@ Owns how a stage is cut into tasks that threads take one by one, and which kerne
 What is recorded is `Program`'s business, which stage comes when and who waits for whom the `Executor`'s.
 """
 
-from libc.stdint cimport int64_t, uint8_t
+from libc.stdint cimport int32_t, int64_t, uint8_t
 from libc.string cimport memcpy
 
 from woolly._kernels.attention cimport (
@@ -16,9 +16,6 @@ from woolly._kernels.experts cimport (
 from woolly._kernels.kernels cimport WOOLLY_BF16_LEAST_COLS, woolly_kernels, woolly_kv_head, woolly_matmul_args
 from woolly._kernels.matmul cimport matrix_row
 
-cdef extern from "team.h" nogil:
-    void team_barrier(woolly_team *team, int n_threads)
-
 cdef enum:
     COLUMN_STEP = 48                # a multiple of every tile's columns
     BF16_ROW_STEP = 4               # groups of rows in a tile of bf16
@@ -28,19 +25,21 @@ cdef enum:
     COLUMN_BLOCK_BYTES = 1 << 20    # half of a 2 MB L2: activations that stay there while row groups go by
 
 
-cdef void work_stage(Run *run, int s, float *scratch, int n_threads) noexcept nogil:
-    cdef const Stage *stage = &run.stages[s]
-    cdef int kind = run.ops[stage.begin].kind
-    if kind == MATMUL:
-        work_matmul(run, &run.ops[stage.begin], &run.tasks[2 * s], n_threads)
-    elif kind == ATTENTION:
-        work_attention(run, &run.ops[stage.begin], &run.tasks[2 * s], scratch, n_threads)
-    elif kind == EXPERT_MATMUL:
-        work_expert_matmul(run, &run.ops[stage.begin], &run.tasks[2 * s], n_threads)
-    elif kind == PLAN:
-        work_plan(run, &run.ops[stage.begin], &run.tasks[2 * s])
+cdef void work_stage(Run *run, int32_t turn, float *scratch, int n_threads) noexcept nogil:
+    """Tasks of the stage turn / 2, of its second half where turn is odd, until there are none left."""
+    cdef const Stage *stage = &run.stages[turn // 2]
+    cdef const Op *op = &run.ops[stage.begin]
+    cdef woolly_tasks *tasks = &run.tasks[turn]
+    if op.kind == MATMUL:
+        work_matmul(run, op, tasks, n_threads)
+    elif op.kind == ATTENTION:
+        work_attention(run, op, tasks, turn % 2, scratch, n_threads)
+    elif op.kind == EXPERT_MATMUL:
+        work_expert_matmul(run, op, tasks, n_threads)
+    elif op.kind == PLAN:
+        work_plan(run, op, tasks)
     else:
-        work_rows(run, stage, &run.tasks[2 * s], scratch, n_threads)
+        work_rows(run, stage, tasks, scratch, n_threads)
 
 
 # How the row groups of all parts of a matmul are cut into chunks: a large one for each thread to begin with, whose weights
@@ -250,28 +249,23 @@ cdef void work_rope_store(Run *run, const Op *op, int64_t row) noexcept nogil:
         kernels.store_kv(&kv, dim, pos, k + h * dim, v + h * dim)
 
 
-cdef void work_attention(Run *run, const Op *op, woolly_tasks *tasks, float *scratch, int n_threads) noexcept nogil:
-    """Tasks of all sequences in a row; when they were split by tiles, a barrier and the merging."""
+cdef void work_attention(Run *run, const Op *op, woolly_tasks *tasks, bint merges, float *scratch,
+                         int n_threads) noexcept nogil:
+    """Tasks of all sequences in a row; when they were split by tiles, then the merging."""
     cdef AttentionJob job
-    cdef int64_t s, task, begin, n_tasks, phase, partial
-    for phase in range(2 if run.split else 1):
-        if phase == 1:
-            team_barrier(&run.team, n_threads)
-        task = next_task(&tasks[phase])
-        begin = 0
-        partial = 0
-        for s in range(run.n_spans):
-            set_job(run, op, &run.spans[s], n_threads, &job)
-            job.partial = run.partial + partial
-            partial += job.n_tiles * op.n_heads * (job.padded + 2)
-            n_tasks = n_merge_tasks(&job) if phase == 1 else n_job_tasks(&job)
-            while task < begin + n_tasks:
-                if phase == 1:
-                    run_merge_task(run.kernels, &job, task - begin, scratch)
-                else:
-                    run_job_task(run.kernels, &job, task - begin, scratch)
-                task = next_task(&tasks[phase])
-            begin += n_tasks
+    cdef int64_t s, task = next_task(tasks), begin = 0, n_tasks, partial = 0
+    for s in range(run.n_spans):
+        set_job(run, op, &run.spans[s], n_threads, &job)
+        job.partial = run.partial + partial
+        partial += job.n_tiles * op.n_heads * (job.padded + 2)
+        n_tasks = n_merge_tasks(&job) if merges else n_job_tasks(&job)
+        while task < begin + n_tasks:
+            if merges:
+                run_merge_task(run.kernels, &job, task - begin, scratch)
+            else:
+                run_job_task(run.kernels, &job, task - begin, scratch)
+            task = next_task(tasks)
+        begin += n_tasks
 
 
 cdef void set_job(Run *run, const Op *op, const Span *span, int n_threads, AttentionJob *job) noexcept nogil:

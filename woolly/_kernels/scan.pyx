@@ -4,7 +4,7 @@ Owns the bytes of one string array: for each string a little-endian uint64 lengt
 nothing of keys or types; `woolly.gguf_file` puts those into its error messages.
 """
 
-from cpython.unicode cimport PyUnicode_DecodeUTF8
+from cpython.unicode cimport PyUnicode_Concat, PyUnicode_DecodeUTF8, PyUnicode_FindChar, PyUnicode_Substring
 from libc.stdint cimport int64_t, uint8_t, uint64_t
 
 import numpy as np
@@ -146,11 +146,14 @@ def find_bad_merge(list merges not None, dict ids not None, /):
     int
         Its number, or -1 if there is none.
     """
-    cdef Py_ssize_t i, at
+    cdef Py_ssize_t i, at, length
     cdef str merge
     for i in range(len(merges)):
         merge = merges[i]
-        at = merge.find(" ")
-        if at < 0 or merge.find(" ", at + 1) >= 0 or merge.replace(" ", "") not in ids:
+        length = len(merge)
+        at = PyUnicode_FindChar(merge, ord(" "), 0, length, 1)
+        if at < 0 or PyUnicode_FindChar(merge, ord(" "), at + 1, length, 1) >= 0:
+            return i
+        if PyUnicode_Concat(PyUnicode_Substring(merge, 0, at), PyUnicode_Substring(merge, at + 1, length)) not in ids:
             return i
     return -1

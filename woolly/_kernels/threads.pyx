@@ -2,6 +2,7 @@
 
 import os
 import warnings
+from pathlib import Path
 
 from openmp cimport omp_get_max_threads
 
@@ -49,12 +50,51 @@ def usable_threads(int n_threads, /):
     return n_threads
 
 
-def _cgroup_cpus():
-    """The CPU quota of the process's cgroup in cores, or None."""
+def quota_cores(root="/"):
+    """The least CPU quota of the control groups that the process is in, versions 1 and 2, in whole cores of at least 1.
+
+    Parameters
+    ----------
+    root : path
+        Where proc and sys are; for tests.
+
+    Returns
+    -------
+    int or None
+        None where there is no quota.
+    """
+    root = Path(root)
+    groups = root / "sys/fs/cgroup"
+    quotas = [_quota(groups / "cpu.max"), _quota_v1(groups / "cpu")]  # a container sees its own group as the root
     try:
-        with open("/sys/fs/cgroup/cpu.max") as f:
-            quota, period = f.read().split()
-        return None if quota == "max" else max(1, int(int(quota) / int(period)))
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        lines = []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        for group in [Path(path), *Path(path).parents][:-1]:
+            inner = str(group).lstrip("/")
+            if controllers == "":
+                quotas.append(_quota(groups / inner / "cpu.max"))
+            elif "cpu" in controllers.split(","):
+                quotas.append(_quota_v1(groups / "cpu" / inner))
+    cores = [quota for quota in quotas if quota is not None]
+    return max(1, int(min(cores))) if cores else None
+
+
+def _quota(path):
+    """Cores from "quota period", or None."""
+    try:
+        quota, period = path.read_text().split()
+        return int(quota) / int(period)
+    except (OSError, ValueError):  # not there, or "max"
+        return None
+
+
+def _quota_v1(group):
+    try:
+        quota = int((group / "cpu.cfs_quota_us").read_text())
+        return quota / int((group / "cpu.cfs_period_us").read_text()) if quota > 0 else None
     except (OSError, ValueError):
         return None
 
@@ -82,7 +122,7 @@ def default_threads():
         n = _physical_cores(os.sched_getaffinity(0))
     else:
         n = os.cpu_count() or 1
-    quota = _cgroup_cpus()
+    quota = quota_cores()
     if quota:
         n = min(n, quota)
     if os.environ.get("OMP_NUM_THREADS"):

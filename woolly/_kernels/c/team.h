@@ -1,9 +1,21 @@
-/* Threads of one parallel region: a barrier that spins, and tasks handed out one by one. */
+/* Threads of one parallel region: stages that they go through together, and tasks handed out one by one.
+ *
+ * A stage ends when all of its tasks are done, not when all threads have come: one that waits for a core, and so is not
+ * inside, holds nobody up, and goes on where the others are when it comes. Who waits long sleeps, so that its core serves
+ * a thread of ours that was pushed off, or somebody else. */
 #ifndef WOOLLY_TEAM_H
 #define WOOLLY_TEAM_H
 
+#include <limits.h>
 #include <sched.h>
 #include <stdint.h>
+#include <time.h>
+
+#if defined(__linux__)
+#include <linux/futex.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 
 #if defined(__x86_64__) || defined(__i386__)
 #define SPIN_PAUSE() __builtin_ia32_pause()
@@ -11,32 +23,77 @@
 #define SPIN_PAUSE() ((void)0)
 #endif
 
-enum { SPINS_BEFORE_YIELD = 4000 }; /* some 50 us: longer means that a thread lost its core */
+enum {
+    SPINS_A_LOOK = 64,        /* between two looks at the clock */
+    SPIN_NS = 50000,          /* longer means that a thread lost its core; to wake one costs 5 us, in a guest 50 */
+};
+
+#define TEAM_CLOSED (UINT64_C(1) << 31)
 
 typedef struct {
-    int64_t arrived __attribute__((aligned(64)));
-    int64_t generation __attribute__((aligned(64)));
+    uint64_t state __attribute__((aligned(64))); /* turn << 32 | TEAM_CLOSED | threads inside */
+    int32_t turn __attribute__((aligned(64)));   /* once more: what those that wait look at */
+    int32_t n_sleepers;
 } woolly_team;
 
-/* Wait until all threads have arrived. The last one gets 1 at once, while the others wait for its team_release: what it
- * does in between is done by one thread with no further barrier */
-static inline int team_arrive(woolly_team *team, int n_threads) {
-    int64_t generation = __atomic_load_n(&team->generation, __ATOMIC_ACQUIRE);
-    if (__atomic_add_fetch(&team->arrived, 1, __ATOMIC_ACQ_REL) == n_threads) return 1;
-    for (int spins = 0; __atomic_load_n(&team->generation, __ATOMIC_ACQUIRE) == generation; spins++) {
+static inline int64_t team_clock_ns(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (int64_t)t.tv_sec * 1000000000 + t.tv_nsec;
+}
+
+static inline void team_sleep(woolly_team *team, int32_t turn) {
+#if defined(__linux__)
+    __atomic_add_fetch(&team->n_sleepers, 1, __ATOMIC_SEQ_CST);
+    if (__atomic_load_n(&team->turn, __ATOMIC_SEQ_CST) == turn)
+        syscall(SYS_futex, &team->turn, FUTEX_WAIT_PRIVATE, turn, NULL, NULL, 0);
+    __atomic_sub_fetch(&team->n_sleepers, 1, __ATOMIC_SEQ_CST);
+#else
+    (void)team, (void)turn;
+    sched_yield();
+#endif
+}
+
+/* wait until a turn is over */
+static inline void team_wait(woolly_team *team, int32_t turn) {
+    int64_t until = 0;
+    for (int spins = 1; __atomic_load_n(&team->turn, __ATOMIC_ACQUIRE) == turn; spins++) {
         SPIN_PAUSE();
-        if (spins >= SPINS_BEFORE_YIELD) sched_yield();
+        if (spins % SPINS_A_LOOK) continue;
+        if (until == 0) until = team_clock_ns() + SPIN_NS;
+        else if (team_clock_ns() > until) team_sleep(team, turn);
     }
-    return 0;
 }
 
-static inline void team_release(woolly_team *team) {
-    __atomic_store_n(&team->arrived, 0, __ATOMIC_RELAXED);
-    __atomic_add_fetch(&team->generation, 1, __ATOMIC_RELEASE);
+/* Go inside the turn that is on; returns it */
+static inline int32_t team_enter(woolly_team *team) {
+    uint64_t state = __atomic_load_n(&team->state, __ATOMIC_ACQUIRE);
+    for (;;) {
+        if (state & TEAM_CLOSED) {
+            team_wait(team, (int32_t)(state >> 32));
+            state = __atomic_load_n(&team->state, __ATOMIC_ACQUIRE);
+        } else if (__atomic_compare_exchange_n(&team->state, &state, state + 1, 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE)) {
+            return (int32_t)(state >> 32);
+        }
+    }
 }
 
-static inline void team_barrier(woolly_team *team, int n_threads) {
-    if (team_arrive(team, n_threads)) team_release(team);
+/* Go out when no task is left. Returns 1 to the last one inside: the turn is over, nobody enters before its team_open, and
+ * what it does in between is done by one thread. Otherwise team_wait, then team_enter */
+static inline int team_leave(woolly_team *team, int32_t turn) {
+    uint64_t empty = (uint64_t)(uint32_t)turn << 32;
+    if (__atomic_sub_fetch(&team->state, 1, __ATOMIC_ACQ_REL) != empty) return 0;
+    return __atomic_compare_exchange_n(&team->state, &empty, empty | TEAM_CLOSED, 0, __ATOMIC_ACQ_REL, __ATOMIC_RELAXED);
+}
+
+/* Begin a turn, with the caller inside */
+static inline void team_open(woolly_team *team, int32_t turn) {
+    __atomic_store_n(&team->state, (uint64_t)(uint32_t)turn << 32 | 1, __ATOMIC_RELEASE);
+    __atomic_store_n(&team->turn, turn, __ATOMIC_SEQ_CST);
+#if defined(__linux__)
+    if (__atomic_load_n(&team->n_sleepers, __ATOMIC_SEQ_CST))
+        syscall(SYS_futex, &team->turn, FUTEX_WAKE_PRIVATE, INT_MAX, NULL, NULL, 0);
+#endif
 }
 
 typedef struct {
