@@ -37,6 +37,7 @@ def load_gguf(
     n_ctx: int | None = None,
     n_threads: int | None = None,
     cache_dtype: str = "f16",
+    compute: str = "exact",
     name: str | None = None,
 ) -> Model:
     """Open a GGUF model.
@@ -51,6 +52,9 @@ def load_gguf(
         By default one for each physical core that the process may use.
     cache_dtype : {"f16", "f32"}
         Of keys and values.
+    compute : {"exact", "bf16"}
+        bf16: steps of 8 tokens or more round weights and activations of matmuls to bf16, for a CPU with AMX-BF16 or
+        AVX512_BF16: prefill is faster, and logits are close to the exact ones, not equal.
     name : str, optional
         What the model calls itself in messages; by default the file's name.
 
@@ -64,6 +68,8 @@ def load_gguf(
         The file is malformed, or its tensors do not fit its configuration.
     UnsupportedModelError, UnsupportedFormatError
         It is well-formed, but this version cannot run it.
+    UnsupportedISAError
+        compute is "bf16" and the machine has no such unit.
     NotEnoughMemoryError
         Weights, one full session and scratch will not fit; nothing has been allocated.
     WoollyError
@@ -77,7 +83,7 @@ def load_gguf(
     """
     started = time.perf_counter()
     with open_gguf(path) as file:
-        return _load(file, started, n_ctx, n_threads, cache_dtype, name or Path(path).stem)
+        return _load(file, started, n_ctx, n_threads, cache_dtype, compute, name or Path(path).stem)
 
 
 def load_folder(
@@ -86,6 +92,7 @@ def load_folder(
     n_ctx: int | None = None,
     n_threads: int | None = None,
     cache_dtype: str = "f16",
+    compute: str = "exact",
     name: str | None = None,
     quantize: str | None = None,
 ) -> Model:
@@ -107,11 +114,17 @@ def load_folder(
     started = time.perf_counter()
     with open_checkpoint(path) as checkpoint:
         source = checkpoint if quantize is None else QuantizedCheckpoint(checkpoint, quantize, n_threads=n_threads)
-        return _load(source, started, n_ctx, n_threads, cache_dtype, name or _name_of(Path(path)))
+        return _load(source, started, n_ctx, n_threads, cache_dtype, compute, name or _name_of(Path(path)))
 
 
 def _load(
-    file: Checkpoint, started: float, n_ctx: int | None, n_threads: int | None, cache_dtype: str, name: str
+    file: Checkpoint,
+    started: float,
+    n_ctx: int | None,
+    n_threads: int | None,
+    cache_dtype: str,
+    compute: str,
+    name: str,
 ) -> Model:
     check_cache_dtype(cache_dtype)
     arch = architecture(file.metadata.get_str("general.architecture"))
@@ -120,8 +133,8 @@ def _load(
     tokenizer = Tokenizer.from_metadata(file.metadata)
     if tokenizer.vocab_size != config.vocab_size:
         raise GGUFError(f"{file.path}: the tokenizer has {tokenizer.vocab_size} tokens, the model {config.vocab_size}")
-    program = Program(min(MAX_BATCH_TOKENS, n_ctx), n_threads)
-    _check_memory(name, file, config, n_ctx, program.max_tokens, cache_dtype)
+    program = Program(min(MAX_BATCH_TOKENS, n_ctx), n_threads, compute=compute)
+    _check_memory(name, file, config, n_ctx, program, cache_dtype)
     weights = Weights(file, n_threads=program.n_threads)
     arch.record(program, config, weights, n_ctx)
     weights.check_all_taken()
@@ -149,6 +162,7 @@ def load_fast_fp32(
     rope_theta: float = 10000.0,
     seed: int | None = None,
     dtype: str | None = None,
+    compute: str = "exact",
     n_threads: int | None = None,
 ) -> Model:
     """A `llama` model with generated weights, which exists at once: to measure with, and to size a machine.
@@ -162,6 +176,8 @@ def load_fast_fp32(
     dtype : str, optional
         The format of every matrix; else WOOLLY_FAST_DTYPE, else "f32". Whatever it is, the numbers are the same,
         rounded to it as they are generated.
+    compute : {"exact", "bf16"}
+        As for `load_gguf`.
     n_threads : int, optional
         By default one for each physical core that the process may use.
 
@@ -194,8 +210,8 @@ def load_fast_fp32(
         seed=seed,
         dtype=dtype,
     )
-    program = Program(min(MAX_BATCH_TOKENS, spec.n_ctx), n_threads)
-    synthetic.check_memory(spec, program.max_tokens)
+    program = Program(min(MAX_BATCH_TOKENS, spec.n_ctx), n_threads, compute=compute)
+    synthetic.check_memory(spec, program.max_tokens, compute=compute)
     weights = synthetic.SyntheticWeights(spec, n_threads=program.n_threads)
     arch = architecture(spec.config.architecture)
     materialisation = Materialisation(lambda: arch.record(program, spec.config, weights, spec.n_ctx), weights.fill_next)
@@ -215,6 +231,7 @@ def load(
     *,
     n_ctx: int | None = None,
     n_threads: int | None = None,
+    compute: str = "exact",
     quantize: str | None = None,
 ) -> Model:
     """Open a model by path or by a name that `woolly pull` knows; the default model if none is given.
@@ -226,11 +243,11 @@ def load(
     from woolly import hub
 
     if model is None and synthetic.is_requested():
-        return load_fast_fp32(n_ctx=n_ctx, n_threads=n_threads)
+        return load_fast_fp32(n_ctx=n_ctx, compute=compute, n_threads=n_threads)
     path = hub.resolve(model)
     known = isinstance(model, str) and not os.path.exists(model)
     opens = load_gguf if quantize is None and is_gguf(path) else partial(load_folder, quantize=quantize)
-    return opens(path, n_ctx=n_ctx, n_threads=n_threads, name=model if known else None)
+    return opens(path, n_ctx=n_ctx, n_threads=n_threads, compute=compute, name=model if known else None)
 
 
 def _name_of(path: Path) -> str:
@@ -249,15 +266,14 @@ def _check_n_ctx(n_ctx: int | None, n_ctx_train: int) -> int:
 
 
 def _check_memory(
-    name: str, file: Checkpoint, config: ModelConfig, n_ctx: int, max_tokens: int, cache_dtype: str
+    name: str, file: Checkpoint, config: ModelConfig, n_ctx: int, program: Program, cache_dtype: str
 ) -> None:
     """Refuse what will not fit before any of it is allocated; scratch is an estimate, as nothing is recorded yet."""
     q_size, kv_size = config.n_heads * config.head_dim, config.n_kv_heads * config.head_dim
     quantised = 0  # activations as matmuls of quantised weights read them
-    if any(info.format.block_size > 1 for info in file.tensors.values()):
-        quantised = sum(
-            map(activation_bytes, (config.hidden_size, config.hidden_size, q_size, config.intermediate_size))
-        )
+    if program.compute == "bf16" or any(info.format.block_size > 1 for info in file.tensors.values()):
+        widths = (config.hidden_size, config.hidden_size, q_size, config.intermediate_size)
+        quantised = sum(activation_bytes(n, compute=program.compute) for n in widths)
     values = 4 * config.hidden_size + 2 * (q_size + kv_size + config.intermediate_size)
 
     def cache_bytes(n: int) -> int:
@@ -266,7 +282,7 @@ def _check_memory(
     parts = {
         "weights": sum(packed_bytes(info) for info in file.tensors.values()),
         "KV cache": cache_bytes(n_ctx),
-        "scratch": max_tokens * (4 * values + quantised) + 4 * config.vocab_size,
+        "scratch": program.max_tokens * (4 * values + quantised) + 4 * config.vocab_size,
     }
 
     def what_fits(available: int) -> str:

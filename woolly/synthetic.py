@@ -234,7 +234,7 @@ def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     return shapes | {"output_norm.weight": (hidden,), "output.weight": (config.vocab_size, hidden)}
 
 
-def check_memory(spec: SyntheticSpec, max_tokens: int) -> None:
+def check_memory(spec: SyntheticSpec, max_tokens: int, *, compute: str = "exact") -> None:
     """Refuse a model that does not fit; say how many layers would, or which formats.
 
     Parameters
@@ -242,6 +242,7 @@ def check_memory(spec: SyntheticSpec, max_tokens: int) -> None:
     spec : SyntheticSpec
     max_tokens : int
         Of one batch.
+    compute : {"exact", "bf16"}
 
     Raises
     ------
@@ -249,7 +250,7 @@ def check_memory(spec: SyntheticSpec, max_tokens: int) -> None:
     """
 
     def total(other: SyntheticSpec) -> int:
-        return sum(plan_parts(other, max_tokens).values())
+        return sum(plan_parts(other, max_tokens, compute=compute).values())
 
     def what_fits(available: int) -> str:
         first = replace(spec, config=replace(spec.config, n_layers=1))
@@ -262,16 +263,17 @@ def check_memory(spec: SyntheticSpec, max_tokens: int) -> None:
             ways.append(f"all {spec.config.n_layers} layers with dtype {', '.join(fitting)}")
         return "; ".join(ways) or "smaller sizes"
 
-    check_fits(spec.name, plan_parts(spec, max_tokens), what_fits=what_fits)
+    check_fits(spec.name, plan_parts(spec, max_tokens, compute=compute), what_fits=what_fits)
 
 
-def plan_parts(spec: SyntheticSpec, max_tokens: int) -> dict[str, int]:
+def plan_parts(spec: SyntheticSpec, max_tokens: int, *, compute: str = "exact") -> dict[str, int]:
     """Bytes of the weights, of one session's full KV cache, and about those of the activations."""
     c = spec.config
     wide = 6 * c.hidden_size + 2 * c.n_kv_heads * c.head_dim + 2 * c.intermediate_size
     quantised = 0
-    if kernel_formats()[spec.dtype][1] > 1:
-        quantised = sum(map(activation_bytes, (c.hidden_size, c.hidden_size, c.intermediate_size)))
+    if compute == "bf16" or kernel_formats()[spec.dtype][1] > 1:
+        widths = (c.hidden_size, c.hidden_size, c.intermediate_size)
+        quantised = sum(activation_bytes(n, compute=compute) for n in widths)
     return {
         "weights": spec.weights_bytes,
         "KV cache": KVCache.bytes_for(c.n_layers, c.n_kv_heads, c.head_dim, spec.n_ctx),

@@ -2,8 +2,11 @@
 
 from woolly._kernels.attention import KVCache, attention_f32
 from woolly._kernels.dispatch import (
+    BF16_LEAST_TOKENS,
     active_isa,
     available_isas,
+    bf16_unit,
+    check_compute,
     compiled_isas,
     converted_formats,
     kernel_formats,
@@ -30,6 +33,7 @@ from woolly._kernels.rows import (
 from woolly._kernels.threads import check_threads, default_threads
 
 __all__ = [
+    "BF16_LEAST_TOKENS",
     "GENERATED_FORMATS",
     "QUANTIZED_FORMATS",
     "KVCache",
@@ -43,6 +47,8 @@ __all__ = [
     "aligned_empty",
     "attention_f32",
     "available_isas",
+    "bf16_unit",
+    "check_compute",
     "check_threads",
     "compiled_isas",
     "converted_formats",

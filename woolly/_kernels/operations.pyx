@@ -13,7 +13,10 @@ from woolly._kernels.attention cimport (
 from woolly._kernels.experts cimport (
     ExpertJob, ExpertPart, combine_row, is_alone, next_task, plan_experts, route_row, run_expert_tasks, woolly_tasks,
 )
-from woolly._kernels.kernels cimport WOOLLY_BF16_LEAST_COLS, woolly_kernels, woolly_kv_head, woolly_matmul_args
+from woolly._kernels.kernels cimport (
+    WOOLLY_BF16_LEAST_COLS, WOOLLY_ROUNDED_LEAST_COLS, woolly_kernels, woolly_kv_head, woolly_matmul_args,
+    woolly_matmul_fn, woolly_rounded_k,
+)
 from woolly._kernels.matmul cimport matrix_row
 
 cdef extern from "team.h" nogil:
@@ -48,10 +51,14 @@ cdef void work_matmul(Run *run, const Op *op, woolly_tasks *tasks, int n_threads
     cdef const Buffer *x = &run.buffers[op.x]
     cdef int64_t column_bytes = x.q16_stride if op.parts[0].m.quantised else 4 * x.stride
     cdef int64_t block = max(COLUMN_STEP, COLUMN_BLOCK_BYTES // column_bytes // COLUMN_STEP * COLUMN_STEP)
-    cdef bint in_bf16 = run.kernels.bf16_of_q16 != NULL and n_cols >= WOOLLY_BF16_LEAST_COLS
+    cdef bint rounds = run.unit != NULL and not op.exact and n_cols >= WOOLLY_ROUNDED_LEAST_COLS
+    cdef bint has_digits = run.unit == NULL and run.kernels.bf16_of_q16 != NULL and n_cols >= WOOLLY_BF16_LEAST_COLS
+    cdef bint in_bf16 = rounds or has_digits
+    cdef int64_t bf16_stride = woolly_rounded_k(x.width) if rounds else 2 * x.width
     cdef int64_t step = ROW_STEP, total = 0, chunk, task, begin = 0, n_chunks, col = 0
     cdef int i
     cdef woolly_matmul_args args
+    cdef woolly_matmul_fn multiply
     if in_bf16:
         block, step = BF16_COLUMN_BLOCK, BF16_ROW_STEP
     for i in range(op.n_parts):
@@ -63,13 +70,15 @@ cdef void work_matmul(Run *run, const Op *op, woolly_tasks *tasks, int n_threads
     while col < n_cols:
         args.n_cols = min(block, n_cols - col)
         args.x, args.xq = x.data + col * x.stride, x.q16 + col * x.q16_stride
-        args.bf16 = x.bf16 + col * 2 * x.width if in_bf16 else NULL
+        args.bf16 = x.bf16 + col * bf16_stride if in_bf16 else NULL
         for i in range(op.n_parts):
             n_chunks = (op.parts[i].m.n_groups + chunk - 1) // chunk
             set_part(run, &op.parts[i], col, &args)
+            multiply = run.kernels.formats[op.parts[i].m.format].matmul
+            if rounds:
+                multiply = run.unit.matmul[op.parts[i].m.format]
             while task < begin + n_chunks:
-                run.kernels.formats[op.parts[i].m.format].matmul(
-                    &args, (task - begin) * chunk, min(op.parts[i].m.n_groups, (task - begin + 1) * chunk))
+                multiply(&args, (task - begin) * chunk, min(op.parts[i].m.n_groups, (task - begin + 1) * chunk))
                 task = next_task(tasks)
             begin += n_chunks
         col += block
@@ -179,9 +188,21 @@ cdef void work_row(Run *run, const Op *op, int64_t row, float *scratch) noexcept
         work_gather(run, op, row)
         return
     if op.quantize_out:
-        kernels.quantize_q16(out, buf.width, buf.q16 + row * buf.q16_stride)
-        if buf.bf16 != NULL and kernels.bf16_of_q16 != NULL and n_rows(run, op) >= WOOLLY_BF16_LEAST_COLS:
-            kernels.bf16_of_q16(buf.q16 + row * buf.q16_stride, buf.width, row, buf.bf16)
+        quantize_row(run, buf, row, n_rows(run, op))
+
+
+cdef void quantize_row(Run *run, const Buffer *buf, int64_t row, int64_t n) noexcept nogil:
+    """One of n rows as the matmuls that read it want it."""
+    cdef const woolly_kernels *kernels = run.kernels
+    cdef const float *x = buf.data + row * buf.stride
+    cdef bint rounds = run.unit != NULL and buf.bf16 != NULL and n >= WOOLLY_ROUNDED_LEAST_COLS
+    if rounds:
+        run.unit.round(x, buf.width, row, buf.bf16)
+    if buf.q16 == NULL or rounds and not buf.for_exact:
+        return
+    kernels.quantize_q16(x, buf.width, buf.q16 + row * buf.q16_stride)
+    if run.unit == NULL and buf.bf16 != NULL and kernels.bf16_of_q16 != NULL and n >= WOOLLY_BF16_LEAST_COLS:
+        kernels.bf16_of_q16(buf.q16 + row * buf.q16_stride, buf.width, row, buf.bf16)
 
 
 cdef void work_rope_store(Run *run, const Op *op, int64_t row) noexcept nogil:

@@ -10,7 +10,7 @@
 #define WOOLLY_MATMUL_BF16_H
 
 #define BF16_RV 2         /* groups of rows in a panel */
-#define BF16_SLICE 20     /* most blocks of 32 along k in a panel: 40 KB, of which the L1 cache holds most */
+#define BF16_SLICE 12     /* most blocks of 32 along k in a panel: with the activations of 32 columns 48 KB */
 #define BF16_ROW_BLOCK 32 /* groups of rows that go by before the next slice: their sums and the activations fit into L2 */
 #define BF16_COLS 32      /* columns that are multiplied in one step: two groups of 16 */
 
