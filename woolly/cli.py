@@ -118,6 +118,9 @@ def _add_run(commands: Any) -> argparse.ArgumentParser:
 
     engine = parser.add_argument_group("engine")
     engine.add_argument("--threads", metavar="N", type=_at_least_1, help="default: the cores that may be used")
+    engine.add_argument(
+        "--compute", choices=("exact", "bf16"), default="exact", help="bf16: faster prefill that rounds"
+    )
     engine.add_argument("--ctx", metavar="N", type=_at_least_1, help="context in tokens; default: the model's choice")
     engine.add_argument("--quantize", metavar="TYPE", help="of a model in floats: quantise it while loading, to q8_0 …")
 

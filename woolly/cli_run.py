@@ -23,7 +23,7 @@ MAX_CHAT_TOKENS = 1024  # a chat's answer that is cut annoys more than one that 
 _SAMPLING_OPTIONS = ("temperature", "top_k", "top_p", "min_p", "repeat_penalty", "seed")
 _SIZE_OPTIONS = ("hidden_size", "n_layers", "n_heads", "n_kv_heads", "intermediate_size", "vocab_size", "dtype")
 _GENERATED_FIELDS = ("init_s", "materialise_s")
-_TIMING_FIELDS = ("load_s", "ttft_s", "prefill_tokens_per_s", "decode_tokens_per_s", "threads", "isa")
+_TIMING_FIELDS = ("load_s", "ttft_s", "prefill_tokens_per_s", "decode_tokens_per_s", "threads", "isa", "compute")
 
 _CHAT_HELP = """\
 /reset   forget the conversation
@@ -57,11 +57,12 @@ def _load(args: argparse.Namespace) -> Model:
     sizes = {name: getattr(args, name) for name in _SIZE_OPTIONS if getattr(args, name) is not None}
     if args.fast_fp32 and args.model is not None:
         args.parser.error("--fast-fp32 does not go with a MODEL")
+    how = {"n_ctx": args.ctx, "n_threads": args.threads, "compute": args.compute}
     if args.fast_fp32:
-        return woolly.load_fast_fp32(n_ctx=args.ctx, n_threads=args.threads, **sizes)
+        return woolly.load_fast_fp32(**how, **sizes)
     if sizes:
         args.parser.error("the sizes of a model (--hidden-size, --layers …, --dtype) go with --fast-fp32")
-    return woolly.load(args.model, n_ctx=args.ctx, n_threads=args.threads, quantize=args.quantize)
+    return woolly.load(args.model, **how, quantize=args.quantize)
 
 
 def _check_arguments(args: argparse.Namespace) -> dict[str, Any]:
@@ -297,5 +298,5 @@ def _print_timing(completion: Completion) -> None:
         f"load {say('load_s', 's', 3)}{generated} · first token {say('ttft_s', 's', 3)}"
         f" · prefill {say('prefill_tokens_per_s', 'tokens/s', 1)} ({completion.prompt_tokens} tokens)"
         f" · decode {say('decode_tokens_per_s', 'tokens/s', 1)} ({completion.completion_tokens} tokens)"
-        f" · {timing['threads']} threads, {timing['isa']}"
+        f" · {timing['threads']} threads, {timing['isa']}{'' if timing['compute'] == 'exact' else ', bf16'}"
     )

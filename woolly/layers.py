@@ -246,7 +246,7 @@ def add_experts(p: Program, x: str, h: str, config: ModelConfig, weights: Weight
     experts, blk = config.experts, f"blk.{layer}.ffn_"
     assert experts is not None
     router = weights.matrix(blk + "gate_inp.weight", (experts.n_experts, config.hidden_size))
-    p.matmul(["scores"], h, [router], name=blk + "scores")
+    p.matmul(["scores"], h, [router], exact=True, name=blk + "scores")  # rounding could change the choice
     add_bias(p, "scores", weights, blk + "gate_inp")
     p.route(
         "route",

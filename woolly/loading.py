@@ -39,6 +39,7 @@ def load_gguf(
     n_ctx: int | None = None,
     n_threads: int | None = None,
     cache_dtype: str = "f16",
+    compute: str = "exact",
     name: str | None = None,
 ) -> Model:
     """Open a GGUF model.
@@ -53,6 +54,9 @@ def load_gguf(
         By default one for each physical core that the process may use.
     cache_dtype : {"f16", "f32"}
         Of keys and values.
+    compute : {"exact", "bf16"}
+        bf16: steps of 8 tokens or more round weights and activations of matmuls to bf16, for a CPU with AMX-BF16 or
+        AVX512_BF16: prefill is faster, and logits are close to the exact ones, not equal.
     name : str, optional
         What the model calls itself in messages; by default the file's name.
 
@@ -66,6 +70,8 @@ def load_gguf(
         The file is malformed, or its tensors do not fit its configuration.
     UnsupportedModelError, UnsupportedFormatError
         It is well-formed, but this version cannot run it.
+    UnsupportedISAError
+        compute is "bf16" and the machine has no such unit.
     NotEnoughMemoryError
         Weights, one full session and scratch will not fit; nothing has been allocated.
     WoollyError
@@ -78,7 +84,7 @@ def load_gguf(
     Weights are packed tensor by tensor as the file is read and stay quantised; nothing refers to the file afterwards.
     """
     started = time.perf_counter()
-    return _load(open_gguf(path), started, n_ctx, n_threads, cache_dtype, name or Path(path).stem)
+    return _load(open_gguf(path), started, n_ctx, n_threads, cache_dtype, compute, name or Path(path).stem)
 
 
 def load_folder(
@@ -87,6 +93,7 @@ def load_folder(
     n_ctx: int | None = None,
     n_threads: int | None = None,
     cache_dtype: str = "f16",
+    compute: str = "exact",
     name: str | None = None,
     quantize: str | None = None,
 ) -> Model:
@@ -108,11 +115,17 @@ def load_folder(
     started = time.perf_counter()
     with open_checkpoint(path) as checkpoint:
         source = checkpoint if quantize is None else QuantizedCheckpoint(checkpoint, quantize, n_threads=n_threads)
-        return _load(source, started, n_ctx, n_threads, cache_dtype, name or _name_of(Path(path)))
+        return _load(source, started, n_ctx, n_threads, cache_dtype, compute, name or _name_of(Path(path)))
 
 
 def _load(
-    file: Checkpoint, started: float, n_ctx: int | None, n_threads: int | None, cache_dtype: str, name: str
+    file: Checkpoint,
+    started: float,
+    n_ctx: int | None,
+    n_threads: int | None,
+    cache_dtype: str,
+    compute: str,
+    name: str,
 ) -> Model:
     """Read the checkpoint, pack its weights while another thread reads the vocabulary, and close it."""
     with file, ThreadPoolExecutor(1) as pool:
@@ -120,8 +133,8 @@ def _load(
         arch = architecture(file.metadata.get_str("general.architecture"))
         config = arch.read_config(file.metadata)
         n_ctx = _check_n_ctx(n_ctx, config.n_ctx_train)
-        program = Program(min(MAX_BATCH_TOKENS, n_ctx), n_threads)
-        _check_memory(name, file, config, n_ctx, program.max_tokens, cache_dtype)
+        program = Program(min(MAX_BATCH_TOKENS, n_ctx), n_threads, compute=compute)
+        _check_memory(name, file, config, n_ctx, program, cache_dtype)
         reading = pool.submit(_read_vocabulary, file, config)
         weights = Weights(file, n_threads=program.n_threads)
         arch.record(program, config, weights, n_ctx)
@@ -158,6 +171,7 @@ def load_fast_fp32(
     rope_theta: float = 10000.0,
     seed: int | None = None,
     dtype: str | None = None,
+    compute: str = "exact",
     n_threads: int | None = None,
 ) -> Model:
     """A `llama` model with generated weights, which exists at once: to measure with, and to size a machine.
@@ -171,6 +185,8 @@ def load_fast_fp32(
     dtype : str, optional
         The format of every matrix; else WOOLLY_FAST_DTYPE, else "f32". Whatever it is, the numbers are the same,
         rounded to it as they are generated.
+    compute : {"exact", "bf16"}
+        As for `load_gguf`.
     n_threads : int, optional
         By default one for each physical core that the process may use.
 
@@ -203,8 +219,8 @@ def load_fast_fp32(
         seed=seed,
         dtype=dtype,
     )
-    program = Program(min(MAX_BATCH_TOKENS, spec.n_ctx), n_threads)
-    synthetic.check_memory(spec, program.max_tokens)
+    program = Program(min(MAX_BATCH_TOKENS, spec.n_ctx), n_threads, compute=compute)
+    synthetic.check_memory(spec, program.max_tokens, compute=compute)
     weights = synthetic.SyntheticWeights(spec, n_threads=program.n_threads)
     arch = architecture(spec.config.architecture)
     materialisation = Materialisation(lambda: arch.record(program, spec.config, weights, spec.n_ctx), weights.fill_next)
@@ -225,6 +241,7 @@ def load(
     *,
     n_ctx: int | None = None,
     n_threads: int | None = None,
+    compute: str = "exact",
     quantize: str | None = None,
 ) -> Model:
     """Open a model by path or by a name that `woolly pull` knows; the default model if none is given.
@@ -236,11 +253,11 @@ def load(
     from woolly import hub
 
     if model is None and synthetic.is_requested():
-        return load_fast_fp32(n_ctx=n_ctx, n_threads=n_threads)
+        return load_fast_fp32(n_ctx=n_ctx, compute=compute, n_threads=n_threads)
     path = hub.resolve(model)
     known = isinstance(model, str) and not os.path.exists(model)
     opens = load_gguf if quantize is None and is_gguf(path) else partial(load_folder, quantize=quantize)
-    return opens(path, n_ctx=n_ctx, n_threads=n_threads, name=model if known else None)
+    return opens(path, n_ctx=n_ctx, n_threads=n_threads, compute=compute, name=model if known else None)
 
 
 def _name_of(path: Path) -> str:
@@ -259,14 +276,14 @@ def _check_n_ctx(n_ctx: int | None, n_ctx_train: int) -> int:
 
 
 def _check_memory(
-    name: str, file: Checkpoint, config: ModelConfig, n_ctx: int, max_tokens: int, cache_dtype: str
+    name: str, file: Checkpoint, config: ModelConfig, n_ctx: int, program: Program, cache_dtype: str
 ) -> None:
     """Refuse what will not fit before any of it is allocated; scratch is an estimate, as nothing is recorded yet."""
     quantised = any(info.format.block_size > 1 for info in file.tensors.values())
     parts = {
         "weights": sum(packed_bytes(info) for info in file.tensors.values()),
         "KV cache": cache_bytes(config, n_ctx, cache_dtype),
-        "scratch": scratch_bytes(config, max_tokens, quantised=quantised),
+        "scratch": scratch_bytes(config, program.max_tokens, quantised=quantised, compute=program.compute),
         "vocabulary": vocabulary_bytes(file.metadata),
     }
 

@@ -114,10 +114,15 @@ class Model:
         return active_isa()
 
     @property
+    def compute(self) -> str:
+        """How matmuls of many tokens are computed: "exact" or "bf16"."""
+        return self.engine.program.compute
+
+    @property
     def base_timing(self) -> Timing:
         """What every timing of this model shares."""
         times = {"init_s": self.init_s, "materialise_s": self.materialise_s}
-        return Timing(self.load_s, threads=self.n_threads, isa=self.isa, **times)
+        return Timing(self.load_s, threads=self.n_threads, isa=self.isa, compute=self.compute, **times)
 
     @property
     def is_generated(self) -> bool:
@@ -277,4 +282,6 @@ class Model:
 
     def __repr__(self) -> str:
         config = self.config
-        return f"<woolly.Model {self.name!r}: {config.architecture}, {config.n_layers} layers, n_ctx {self.n_ctx}>"
+        sizes = f"{config.architecture}, {config.n_layers} layers, n_ctx {self.n_ctx}"
+        how = "" if self.compute == "exact" else f", compute {self.compute}"
+        return f"<woolly.Model {self.name!r}: {sizes}{how}>"

@@ -23,17 +23,18 @@ def cache_bytes(config: ModelConfig, n_ctx: int, cache_dtype: str = "f16") -> in
     return KVCache.bytes_for(config.n_layers, config.n_kv_heads, config.head_dim, n_ctx, dtype=cache_dtype)
 
 
-def scratch_bytes(config: ModelConfig, max_tokens: int, *, quantised: bool) -> int:
+def scratch_bytes(config: ModelConfig, max_tokens: int, *, quantised: bool, compute: str = "exact") -> int:
     """Bytes, about, of the activations of a batch of max_tokens, and of a row of logits.
 
-    quantised : whether matmuls read activations as integers, as those of quantised weights do.
+    quantised : whether matmuls read activations as integers, as those of quantised weights do; bf16 takes its own.
     """
     c = config
     q_size, kv_size = c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim
     values = 4 * c.hidden_size + 2 * (q_size + kv_size + c.intermediate_size)
     integers = 0
-    if quantised:
-        integers = sum(map(activation_bytes, (c.hidden_size, c.hidden_size, q_size, c.intermediate_size)))
+    if quantised or compute == "bf16":
+        widths = (c.hidden_size, c.hidden_size, q_size, c.intermediate_size)
+        integers = sum(activation_bytes(n, compute=compute) for n in widths)
     return max_tokens * (4 * values + integers) + 4 * c.vocab_size
 
 

@@ -38,6 +38,8 @@ class Timing:
         Of the model alone, without tokenising and sampling; 0 where nothing was computed.
     threads : int
     isa : str
+    compute : str
+        "exact" or "bf16".
     init_s, materialise_s : float or None
         Where weights are generated: the constructor, and generating them. None for a model from a file.
     """
@@ -48,6 +50,7 @@ class Timing:
     decode_tokens_per_s: float = 0.0
     threads: int = 0
     isa: str = ""
+    compute: str = "exact"
     init_s: float | None = None
     materialise_s: float | None = None
 

@@ -233,7 +233,7 @@ def tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     return shapes | {"output_norm.weight": (hidden,), "output.weight": (config.vocab_size, hidden)}
 
 
-def check_memory(spec: SyntheticSpec, max_tokens: int) -> None:
+def check_memory(spec: SyntheticSpec, max_tokens: int, *, compute: str = "exact") -> None:
     """Refuse a model that does not fit; say how many layers would, or which formats.
 
     Parameters
@@ -241,6 +241,7 @@ def check_memory(spec: SyntheticSpec, max_tokens: int) -> None:
     spec : SyntheticSpec
     max_tokens : int
         Of one batch.
+    compute : {"exact", "bf16"}
 
     Raises
     ------
@@ -248,7 +249,7 @@ def check_memory(spec: SyntheticSpec, max_tokens: int) -> None:
     """
 
     def total(other: SyntheticSpec) -> int:
-        return sum(plan_parts(other, max_tokens).values())
+        return sum(plan_parts(other, max_tokens, compute=compute).values())
 
     def what_fits(available: int) -> str:
         first = replace(spec, config=replace(spec.config, n_layers=1))
@@ -261,16 +262,16 @@ def check_memory(spec: SyntheticSpec, max_tokens: int) -> None:
             ways.append(f"all {spec.config.n_layers} layers with dtype {', '.join(fitting)}")
         return "; ".join(ways) or "smaller sizes"
 
-    check_fits(spec.name, plan_parts(spec, max_tokens), what_fits=what_fits)
+    check_fits(spec.name, plan_parts(spec, max_tokens, compute=compute), what_fits=what_fits)
 
 
-def plan_parts(spec: SyntheticSpec, max_tokens: int) -> dict[str, int]:
+def plan_parts(spec: SyntheticSpec, max_tokens: int, *, compute: str = "exact") -> dict[str, int]:
     """Bytes of the weights, of one session's full KV cache, and about those of the activations."""
     quantised = kernel_formats()[spec.dtype][1] > 1
     return {
         "weights": spec.weights_bytes,
         "KV cache": cache_bytes(spec.config, spec.n_ctx),
-        "scratch": scratch_bytes(spec.config, max_tokens, quantised=quantised),
+        "scratch": scratch_bytes(spec.config, max_tokens, quantised=quantised, compute=compute),
     }
 
 

@@ -7,8 +7,11 @@ with bounded_spinning():
 
 from woolly._kernels.attention import KV_DTYPES, KVCache, attention_f32
 from woolly._kernels.dispatch import (
+    BF16_LEAST_TOKENS,
     active_isa,
     available_isas,
+    bf16_unit,
+    check_compute,
     compiled_isas,
     converted_formats,
     kernel_formats,
@@ -36,6 +39,7 @@ from woolly._kernels.rows import (
 from woolly._kernels.threads import check_threads, default_threads
 
 __all__ = [
+    "BF16_LEAST_TOKENS",
     "GENERATED_FORMATS",
     "KV_DTYPES",
     "QUANTIZED_FORMATS",
@@ -51,6 +55,8 @@ __all__ = [
     "aligned_empty",
     "attention_f32",
     "available_isas",
+    "bf16_unit",
+    "check_compute",
     "check_threads",
     "compiled_isas",
     "converted_formats",

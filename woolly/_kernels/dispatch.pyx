@@ -3,8 +3,8 @@
 import os
 from contextlib import contextmanager
 
-from woolly._kernels.kernels cimport woolly_kernels
-from woolly.errors import UnsupportedFormatError, UnsupportedISAError
+from woolly._kernels.kernels cimport WOOLLY_ROUNDED_LEAST_COLS, woolly_bf16_unit, woolly_kernels
+from woolly.errors import UnsupportedFormatError, UnsupportedISAError, WoollyError
 
 cdef extern from *:
     """
@@ -15,6 +15,7 @@ cdef extern from *:
     #include <unistd.h>
     extern const woolly_kernels woolly_kernels_avx2, woolly_kernels_avx512;
     extern const woolly_kernels woolly_kernels_avx512_amx __attribute__((weak)); /* absent if the compiler lacks AMX */
+    extern const woolly_bf16_unit woolly_bf16_avx512 __attribute__((weak)), woolly_bf16_amx __attribute__((weak));
     #define HAS(feature) __builtin_cpu_supports(feature)
 
     /* Linux lets a process use the tile registers when it has asked for them */
@@ -52,15 +53,61 @@ cdef extern from *:
         }
         return 0;
     }
+
+    /* What compute="bf16" runs on beside each table, where this machine has it */
+    static const woolly_bf16_unit *bf16_unit_of(int i) {
+    #ifdef WOOLLY_X86
+        if (i == 2 && HAS("avx512bf16")) return &woolly_bf16_avx512;
+        if (i == 3) return &woolly_bf16_amx;
+    #endif
+        return NULL;
+    }
     """
     const woolly_kernels *compiled_table(int i)
     bint machine_runs(int i)
+    const woolly_bf16_unit *bf16_unit_of(int i)
 
 cdef const woolly_kernels *active_table = NULL
+cdef const woolly_bf16_unit *active_unit = NULL
+COMPUTES = ("exact", "bf16")
+BF16_LEAST_TOKENS = WOOLLY_ROUNDED_LEAST_COLS  # fewer are computed exactly whatever compute says
 
 
 cdef const woolly_kernels *active() noexcept nogil:
     return active_table
+
+
+cdef const woolly_bf16_unit *active_bf16_unit() noexcept nogil:
+    return active_unit
+
+
+def bf16_unit():
+    """Name of the dot unit that compute="bf16" uses beside the active instruction set, None where there is none.
+
+    Returns
+    -------
+    {"amx_bf16", "avx512_bf16"} or None
+    """
+    return active_unit.name.decode() if active_unit != NULL else None
+
+
+def check_compute(compute, /):
+    """Whether a way to compute is bf16; refuse one that is unknown or that this machine cannot take.
+
+    Raises
+    ------
+    WoollyError
+        It is neither "exact" nor "bf16".
+    UnsupportedISAError
+        There is no BF16 dot unit beside the active instruction set.
+    """
+    if compute not in COMPUTES:
+        raise WoollyError(f"compute: expected one of {', '.join(COMPUTES)}, got {compute!r}")
+    if compute == "bf16" and active_unit == NULL:
+        raise UnsupportedISAError(
+            f'compute="bf16" needs AMX-BF16 or AVX512_BF16, which are used beside avx512_amx and avx512; this machine has '
+            f'neither, or WOOLLY_ISA hides it (the active ISA is {active_isa()}); compute="exact" runs everywhere')
+    return compute == "bf16"
 
 
 def compiled_isas():
@@ -111,12 +158,13 @@ def set_isa(name, /):
     UnsupportedISAError
         The name is unknown or the machine cannot run it.
     """
-    global active_table
+    global active_table, active_unit
     names = compiled_isas()
     if name not in available_isas():
         why = "this machine cannot run it" if name in names else "there is no such instruction set in this build"
         raise UnsupportedISAError(f"ISA {name!r}: {why}; available: {', '.join(available_isas())}")
     active_table = compiled_table(names.index(name))
+    active_unit = bf16_unit_of(names.index(name))
 
 
 @contextmanager

@@ -7,6 +7,7 @@ cdef extern from "kernels.h" nogil:
         WOOLLY_GROUP
         WOOLLY_QBLOCK
         WOOLLY_BF16_LEAST_COLS
+        WOOLLY_ROUNDED_LEAST_COLS
         WOOLLY_KV_TILE
         WOOLLY_ATTENTION_COLS
         WOOLLY_KV_F16
@@ -19,6 +20,8 @@ cdef extern from "kernels.h" nogil:
 
     int64_t woolly_q16_stride(int64_t n_k)
     int64_t woolly_bf16_bytes(int64_t n_k, int64_t n_cols)
+    int64_t woolly_rounded_k(int64_t n_k)
+    int64_t woolly_rounded_bytes(int64_t n_k, int64_t n_cols)
     int64_t woolly_attention_scratch(int64_t head_dim)
 
     ctypedef struct woolly_matmul_args:
@@ -49,6 +52,14 @@ cdef extern from "kernels.h" nogil:
         void (*dequantize)(const uint8_t *blocks, int64_t n_blocks, float *out) noexcept nogil
         void (*dequantize_stored)(const uint8_t *blocks, int64_t n_blocks, float *out) noexcept nogil
         void (*matmul)(const woolly_matmul_args *args, int64_t group_begin, int64_t group_end) noexcept nogil
+
+    ctypedef void (*woolly_matmul_fn)(const woolly_matmul_args *args, int64_t group_begin,
+                                      int64_t group_end) noexcept nogil
+
+    ctypedef struct woolly_bf16_unit:
+        const char *name
+        void (*round)(const float *x, int64_t n_k, int64_t col, uint16_t *bf16) noexcept nogil
+        woolly_matmul_fn *matmul
 
     ctypedef struct woolly_kv_head:
         void *k

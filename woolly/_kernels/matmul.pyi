@@ -5,7 +5,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 def aligned_empty(n_bytes: int, /, *, align: int = 64) -> NDArray[np.uint8]: ...
-def activation_bytes(n: int, /) -> int: ...
+def activation_bytes(n: int, /, *, compute: str = "exact") -> int: ...
 
 class PackedMatrix:
     data: NDArray[np.uint8] | None
@@ -34,6 +34,7 @@ def matmul(
     /,
     *,
     out: NDArray[np.float32] | None = None,
+    compute: str = "exact",
     n_threads: int | None = None,
 ) -> NDArray[np.float32]: ...
 def check_out(out: Any, shape: tuple[int, ...], name: str, /) -> NDArray[np.float32]: ...

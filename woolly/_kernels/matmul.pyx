@@ -9,13 +9,14 @@ from cython.parallel cimport prange
 from libc.stdint cimport int64_t, uint8_t, uint16_t
 from libc.stdlib cimport free, malloc
 
-from woolly._kernels.dispatch cimport active
+from woolly._kernels.dispatch cimport active, active_bf16_unit
 from woolly._kernels.kernels cimport (
-    WOOLLY_BF16_LEAST_COLS, WOOLLY_GROUP, WOOLLY_QBLOCK, woolly_bf16_bytes, woolly_format, woolly_kernels,
-    woolly_matmul_args, woolly_q16_stride,
+    WOOLLY_BF16_LEAST_COLS, WOOLLY_GROUP, WOOLLY_QBLOCK, WOOLLY_ROUNDED_LEAST_COLS, woolly_bf16_bytes,
+    woolly_bf16_unit, woolly_format, woolly_kernels, woolly_matmul_args, woolly_matmul_fn, woolly_q16_stride,
+    woolly_rounded_bytes,
 )
 
-from woolly._kernels.dispatch import format_index
+from woolly._kernels.dispatch import check_compute, format_index
 from woolly._kernels.threads import check_threads
 
 cdef int64_t ROWS_A_TASK = 64  # four groups: the widest tile
@@ -39,9 +40,11 @@ def aligned_empty(n_bytes, /, *, align=64):
     return whole[start:start + n_bytes]
 
 
-def activation_bytes(n, /):
+def activation_bytes(n, /, *, compute="exact"):
     """Bytes that n activations of a token take as quantised matmuls of the active instruction set read them."""
     cdef int64_t n_k = (n + WOOLLY_QBLOCK - 1) // WOOLLY_QBLOCK * WOOLLY_QBLOCK
+    if compute == "bf16":
+        return woolly_q16_stride(n_k) + woolly_rounded_bytes(n_k, 16) // 16
     return woolly_q16_stride(n_k) + (woolly_bf16_bytes(n_k, 16) // 16 if active().bf16_of_q16 != NULL else 0)
 
 
@@ -270,7 +273,8 @@ def dequantize(const uint8_t[:, ::1] rows not None, format, /):
     return out
 
 
-def matmul(PackedMatrix w not None, const float[:, ::1] x not None, /, *, out=None, n_threads=None):
+def matmul(PackedMatrix w not None, const float[:, ::1] x not None, /, *, out=None, compute="exact",
+           n_threads=None):
     """out[t] = w x[t], one chain of fused multiply-adds an element.
 
     Parameters
@@ -278,6 +282,8 @@ def matmul(PackedMatrix w not None, const float[:, ::1] x not None, /, *, out=No
     w : PackedMatrix, (n_rows, n_cols)
     x : float32, (n_tokens, n_cols), C-contiguous
     out : float32, (n_tokens, n_rows), C-contiguous, optional
+    compute : {"exact", "bf16"}
+        bf16: from 8 tokens on, w and x are rounded to bf16 and multiplied by the BF16 dot unit.
     n_threads : int, optional
 
     Returns
@@ -286,6 +292,8 @@ def matmul(PackedMatrix w not None, const float[:, ::1] x not None, /, *, out=No
 
     Raises
     ------
+    UnsupportedISAError
+        There is no BF16 dot unit beside the active instruction set.
     ValueError
         Shapes do not fit, or `out` is not float32, C-contiguous and writable, or shares memory with x.
 
@@ -293,8 +301,9 @@ def matmul(PackedMatrix w not None, const float[:, ::1] x not None, /, *, out=No
     -----
     For quantised formats x is quantised to 16 bits per 32 values first, see `quantize_q16`. Accumulates in float32, in
     ascending blocks (ascending k for float formats); the result does not depend on n_threads, n_tokens or the
-    instruction set.
+    instruction set. In bf16 it depends on the instruction set, and on whether there are 8 tokens.
     """
+    cdef bint rounds = check_compute(compute) and x.shape[0] >= WOOLLY_ROUNDED_LEAST_COLS
     cdef const MatrixView *m = &w.view
     if x.shape[1] != m.n_cols:
         raise ValueError(f"matmul: x has {x.shape[1]} columns, w ({w.format}) expects {m.n_cols}")
@@ -318,11 +327,18 @@ def matmul(PackedMatrix w not None, const float[:, ::1] x not None, /, *, out=No
     args.accumulate = 0
     cdef uint8_t[::1] records, wide
     cdef uint16_t *bf16 = NULL
-    if m.quantised and kernels.bf16_of_q16 != NULL and n_tokens >= WOOLLY_BF16_LEAST_COLS:
+    cdef const woolly_bf16_unit *unit = active_bf16_unit() if rounds else NULL
+    cdef woolly_matmul_fn multiply = unit.matmul[m.format] if rounds else kernels.formats[m.format].matmul
+    if rounds:
+        wide = aligned_empty(woolly_rounded_bytes(m.n_cols, n_tokens))
+        bf16 = <uint16_t *>&wide[0]
+        for t in prange(n_tokens, nogil=True, num_threads=threads):
+            unit.round(&x[t, 0], m.n_cols, t, bf16)
+    elif m.quantised and kernels.bf16_of_q16 != NULL and n_tokens >= WOOLLY_BF16_LEAST_COLS:
         wide = aligned_empty(woolly_bf16_bytes(m.n_cols, n_tokens))
         bf16 = <uint16_t *>&wide[0]
     args.bf16 = bf16
-    if m.quantised:
+    if m.quantised and not rounds:
         records = aligned_empty(n_tokens * stride)
         args.xq = &records[0]
         for t in prange(n_tokens, nogil=True, num_threads=threads):
@@ -330,7 +346,7 @@ def matmul(PackedMatrix w not None, const float[:, ::1] x not None, /, *, out=No
             if bf16 != NULL:
                 kernels.bf16_of_q16(&records[t * stride], m.n_cols, t, bf16)
     for task in prange((m.n_groups + step - 1) // step, nogil=True, num_threads=threads, schedule="dynamic"):
-        kernels.formats[m.format].matmul(&args, task * step, min(m.n_groups, task * step + step))
+        multiply(&args, task * step, min(m.n_groups, task * step + step))
     return out
 
 

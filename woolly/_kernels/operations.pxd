@@ -3,7 +3,7 @@
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t
 
 from woolly._kernels.experts cimport MAX_PARTS, ExpertPlan, woolly_tasks
-from woolly._kernels.kernels cimport woolly_kernels
+from woolly._kernels.kernels cimport woolly_bf16_unit, woolly_kernels
 from woolly._kernels.matmul cimport MatrixView
 
 cdef extern from "team.h" nogil:
@@ -44,7 +44,8 @@ cdef struct Buffer:
     ExpertPlan *plan           # where the rows of pairs are
     uint8_t *q16                # records of quantised activations, NULL where no matmul wants them
     int64_t q16_stride
-    uint16_t *bf16              # the same for tiles of bf16; NULL for rows of pairs
+    uint16_t *bf16              # the same for tiles of bf16, or rounded to bf16; NULL for rows of pairs
+    bint for_exact              # matmuls that are exact whatever the others are: of experts and routers
 
 cdef struct Part:
     MatrixView m
@@ -54,8 +55,9 @@ cdef struct Part:
 cdef struct Op:
     int kind
     bint outputs_only          # rows are the tokens whose logits are wanted, not all tokens
-    bint quantize_out          # a matmul with quantised weights reads the output
+    bint quantize_out          # a matmul reads the output quantised, or rounded to bf16
     bint accumulate            # out += instead of out =
+    bint exact                 # a matmul, whatever the others are
     int x
     int y
     int z
@@ -101,6 +103,7 @@ cdef struct Span:
 
 cdef struct Run:
     const woolly_kernels *kernels
+    const woolly_bf16_unit *unit  # of compute="bf16"; NULL where all is exact
     const int32_t *tokens
     const int32_t *positions
     const int32_t *span_of     # of each token

@@ -13,7 +13,10 @@ from woolly._kernels.attention cimport (
 from woolly._kernels.experts cimport (
     ExpertJob, ExpertPart, combine_row, is_alone, next_task, plan_experts, route_row, run_expert_tasks, woolly_tasks,
 )
-from woolly._kernels.kernels cimport WOOLLY_BF16_LEAST_COLS, woolly_kernels, woolly_kv_head, woolly_matmul_args
+from woolly._kernels.kernels cimport (
+    WOOLLY_BF16_LEAST_COLS, WOOLLY_ROUNDED_LEAST_COLS, woolly_kernels, woolly_kv_head, woolly_matmul_args,
+    woolly_matmul_fn, woolly_rounded_k,
+)
 from woolly._kernels.matmul cimport matrix_row
 
 cdef enum:
@@ -73,15 +76,17 @@ cdef void work_matmul(Run *run, const Op *op, woolly_tasks *tasks, int n_threads
     """Blocks of columns, for each the row groups of all parts in chunks; whoever is free takes one."""
     cdef int64_t n_cols = n_rows(run, op)
     cdef const Buffer *x = &run.buffers[op.x]
-    cdef bint in_bf16 = run.kernels.bf16_of_q16 != NULL and n_cols >= WOOLLY_BF16_LEAST_COLS
+    cdef bint rounds = run.unit != NULL and not op.exact and n_cols >= WOOLLY_ROUNDED_LEAST_COLS
+    cdef bint has_digits = run.unit == NULL and run.kernels.bf16_of_q16 != NULL and n_cols >= WOOLLY_BF16_LEAST_COLS
+    cdef int64_t bf16_stride = woolly_rounded_k(x.width) if rounds else 2 * x.width
     cdef int64_t block = FLOAT_COLUMN_BLOCK, step = ROW_STEP, total = 0, task, begin = 0, count, col = 0
     cdef int i
     cdef woolly_matmul_args args
     cdef Chunks chunks
     if op.parts[0].m.quantised:
         block = max(COLUMN_STEP, COLUMN_BLOCK_BYTES // x.q16_stride // COLUMN_STEP * COLUMN_STEP)
-        if in_bf16:
-            block, step = BF16_COLUMN_BLOCK, BF16_ROW_STEP
+    if rounds or has_digits and op.parts[0].m.quantised:
+        block, step = BF16_COLUMN_BLOCK, BF16_ROW_STEP
     for i in range(op.n_parts):
         total += op.parts[i].m.n_groups
     chunks = cut_rows(total, step, n_threads)
@@ -92,27 +97,29 @@ cdef void work_matmul(Run *run, const Op *op, woolly_tasks *tasks, int n_threads
     while col < n_cols:
         args.n_cols = min(block, n_cols - col)
         args.x, args.xq = x.data + col * x.stride, x.q16 + col * x.q16_stride
-        args.bf16 = x.bf16 + col * 2 * x.width if in_bf16 else NULL
+        args.bf16 = x.bf16 + col * bf16_stride if rounds or has_digits else NULL
         while task < begin + count:
-            matmul_rows(run, op, col, chunk_begin(&chunks, task - begin), chunk_begin(&chunks, task - begin + 1), &args)
+            matmul_rows(run, op, col, chunk_begin(&chunks, task - begin), chunk_begin(&chunks, task - begin + 1), rounds,
+                        &args)
             task = next_task(tasks)
         begin += count
         col += block
 
 
-cdef void matmul_rows(Run *run, const Op *op, int64_t col, int64_t group_begin, int64_t group_end,
+cdef void matmul_rows(Run *run, const Op *op, int64_t col, int64_t group_begin, int64_t group_end, bint rounds,
                       woolly_matmul_args *args) noexcept nogil:
-    """Row groups [group_begin, group_end), counted through all parts."""
+    """Row groups [group_begin, group_end), counted through all parts; rounds: by the BF16 unit."""
     cdef int64_t first = 0, n_groups
     cdef const Part *part
+    cdef woolly_matmul_fn multiply
     cdef int i
     for i in range(op.n_parts):
         part = &op.parts[i]
         n_groups = part.m.n_groups
         if group_begin < first + n_groups and group_end > first:
             set_part(run, part, col, args)
-            run.kernels.formats[part.m.format].matmul(args, max(<int64_t>0, group_begin - first),
-                                                      min(n_groups, group_end - first))
+            multiply = run.unit.matmul[part.m.format] if rounds else run.kernels.formats[part.m.format].matmul
+            multiply(args, max(<int64_t>0, group_begin - first), min(n_groups, group_end - first))
         first += n_groups
 
 
@@ -218,9 +225,21 @@ cdef void work_row(Run *run, const Op *op, int64_t row, float *scratch) noexcept
         work_gather(run, op, row)
         return
     if op.quantize_out:
-        kernels.quantize_q16(out, buf.width, buf.q16 + row * buf.q16_stride)
-        if buf.bf16 != NULL and kernels.bf16_of_q16 != NULL and n_rows(run, op) >= WOOLLY_BF16_LEAST_COLS:
-            kernels.bf16_of_q16(buf.q16 + row * buf.q16_stride, buf.width, row, buf.bf16)
+        quantize_row(run, buf, row, n_rows(run, op))
+
+
+cdef void quantize_row(Run *run, const Buffer *buf, int64_t row, int64_t n) noexcept nogil:
+    """One of n rows as the matmuls that read it want it."""
+    cdef const woolly_kernels *kernels = run.kernels
+    cdef const float *x = buf.data + row * buf.stride
+    cdef bint rounds = run.unit != NULL and buf.bf16 != NULL and n >= WOOLLY_ROUNDED_LEAST_COLS
+    if rounds:
+        run.unit.round(x, buf.width, row, buf.bf16)
+    if buf.q16 == NULL or rounds and not buf.for_exact:
+        return
+    kernels.quantize_q16(x, buf.width, buf.q16 + row * buf.q16_stride)
+    if run.unit == NULL and buf.bf16 != NULL and kernels.bf16_of_q16 != NULL and n >= WOOLLY_BF16_LEAST_COLS:
+        kernels.bf16_of_q16(buf.q16 + row * buf.q16_stride, buf.width, row, buf.bf16)
 
 
 cdef void work_rope_store(Run *run, const Op *op, int64_t row) noexcept nogil:

@@ -11,10 +11,11 @@ from woolly._kernels.matmul import PackedMatrix
 class Program:
     max_tokens: int
     n_threads: int
+    compute: str
     buffer_bytes: int
     names: list[str]
     part_names: list[str]
-    def __init__(self, max_tokens: int, n_threads: int | None = None) -> None: ...
+    def __init__(self, max_tokens: int, n_threads: int | None = None, *, compute: str = "exact") -> None: ...
     def buffer(self, name: str, width: int, /, *, pairs: int = 0) -> str: ...
     def width(self, name: str, /) -> int: ...
     def embed(self, out: str, table: PackedMatrix, /, *, factor: float = 1.0, name: str = "embd") -> str: ...
@@ -28,7 +29,15 @@ class Program:
     def add(self, out: str, x: str, y: str, /, *, name: str) -> str: ...
     def glu(self, out: str, gate: str, up: str, /, *, activation: str, name: str) -> str: ...
     def matmul(
-        self, outs: Sequence[str], x: str, matrices: Sequence[PackedMatrix], /, *, accumulate: bool = False, name: str
+        self,
+        outs: Sequence[str],
+        x: str,
+        matrices: Sequence[PackedMatrix],
+        /,
+        *,
+        accumulate: bool = False,
+        exact: bool = False,
+        name: str,
     ) -> str | list[str]: ...
     def route(
         self,

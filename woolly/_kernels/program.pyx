@@ -16,18 +16,19 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 
 from woolly._kernels.attention cimport KVCache, job_scratch
-from woolly._kernels.dispatch cimport active
+from woolly._kernels.dispatch cimport active, active_bf16_unit
 from woolly._kernels.executor cimport Executor, Stop
 from woolly._kernels.experts cimport (
     MAX_PARTS, ExpertPlan, PackedExperts, Routing, check_routing, init_plan, plan_bytes, woolly_tasks,
 )
-from woolly._kernels.kernels cimport woolly_bf16_bytes, woolly_kv_head, woolly_q16_stride
+from woolly._kernels.kernels cimport woolly_bf16_bytes, woolly_kv_head, woolly_q16_stride, woolly_rounded_bytes
 from woolly._kernels.matmul cimport PackedMatrix
 from woolly._kernels.operations cimport (
     ACTIVATE, ADD, ATTENTION, BIAS, COMBINE, EMBED, EXPERT_BIAS, EXPERT_MATMUL, GATHER, GLU, LAYERNORM, LOGITS, MATMUL,
     PLAN, QUANTIZE, RMSNORM, ROPE_STORE, ROUTE, SCALE, SELECT, SOFTCAP, Buffer, Op, Part, Run, Span, Stage,
 )
 
+from woolly._kernels.dispatch import check_compute
 from woolly._kernels.matmul import aligned_empty
 from woolly._kernels.rows import ACTIVATIONS, GATED_ACTIVATIONS, ROPE_PAIRINGS
 from woolly._kernels.threads import check_threads, usable_threads
@@ -44,6 +45,8 @@ cdef class Program:
     max_tokens : int
         Most tokens in one run; buffers are of this size.
     n_threads : int, optional
+    compute : {"exact", "bf16"}
+        bf16: matmuls of 8 tokens or more round to bf16, but for those of experts and routers.
 
     Notes
     -----
@@ -53,6 +56,8 @@ cdef class Program:
 
     cdef readonly int64_t max_tokens
     cdef readonly int n_threads
+    cdef readonly str compute
+    cdef bint _rounds                 # whether compute is bf16
     cdef readonly int64_t buffer_bytes  # of all activation buffers
     cdef readonly list names          # of the operations, such as "blk.3.attn_norm"
     cdef readonly list part_names     # of the outputs of matmuls that have several, such as "blk.3.attn_qkv.k"
@@ -72,11 +77,12 @@ cdef class Program:
     cdef object _scratch, _partial
     cdef Executor _executor
 
-    def __cinit__(self, max_tokens, n_threads=None):
+    def __cinit__(self, max_tokens, n_threads=None, *, compute="exact"):
         if max_tokens < 1:
             raise ValueError(f"Program: max_tokens must be positive, got {max_tokens}")
         self.max_tokens = max_tokens
         self.n_threads = check_threads(n_threads)
+        self._rounds, self.compute = check_compute(compute), compute
         self._capacity = 4096
         self._ops = <Op *>calloc(self._capacity, sizeof(Op))
         self._buf = <Buffer *>calloc(self._capacity, sizeof(Buffer))
@@ -245,8 +251,10 @@ cdef class Program:
         op.activation = GATED_ACTIVATIONS[activation]
         return out
 
-    def matmul(self, outs, x, matrices, /, *, accumulate=False, name):
+    def matmul(self, outs, x, matrices, /, *, accumulate=False, exact=False, name):
         """outs[i] = matrices[i] x for matrices that share their input; with accumulate, outs[i] += that.
+
+        With exact it is not rounded to bf16 whatever the program computes in.
 
         An output named "logits" goes to the array that `run` is given.
         """
@@ -264,11 +272,13 @@ cdef class Program:
                 raise ValueError(f"{name}: select the rows whose logits are wanted first")
             else:
                 self._logits_width = w.n_rows
-        if any((<PackedMatrix>w).view.quantised for w in matrices):
-            self._want_quantised(x)
+        cdef bint quantised = any((<PackedMatrix>w).view.quantised for w in matrices)
+        if quantised or self._rounds and not exact:
+            self._want_quantised(x, quantised)
+            self._buf[<int>self._buffers[x]].for_exact |= exact
         cdef Op *op = self._record(MATMUL, name, outs[0])
         op.x = self._buffers[x]
-        op.accumulate = accumulate
+        op.accumulate, op.exact = accumulate, exact
         op.n_parts = len(outs)
         cdef Part *part
         for i, (out, w) in enumerate(zip(outs, matrices)):
@@ -282,20 +292,21 @@ cdef class Program:
             self.part_names += [f"{name}.{out}" for out in outs]
         return outs if len(outs) > 1 else outs[0]
 
-    def _want_quantised(self, x):
-        """Have x quantised by the operation that writes it, or by one of its own."""
+    def _want_quantised(self, x, quantised=True):
+        """Have x quantised or rounded by the operation that writes it, or by one of its own."""
         cdef int index = self._buffers[x]
         cdef Buffer *buf = &self._buf[index]
-        if buf.q16 == NULL:
+        if quantised and buf.q16 == NULL:
             buf.q16_stride = woolly_q16_stride(buf.width)
             memory = self._memory(self.max_tokens * max(1, buf.pairs) * buf.q16_stride)
             buf.q16 = <uint8_t *><size_t>memory.ctypes.data
-            if buf.pairs == 0:  # those of an expert begin anywhere, not at a group of 16
-                memory = aligned_empty(woolly_bf16_bytes(buf.width, self.max_tokens))
-                self._alive.append(memory)
-                if active().bf16_of_q16 != NULL:  # pages that nothing writes take no memory
-                    self.buffer_bytes += memory.nbytes
-                buf.bf16 = <uint16_t *><size_t>memory.ctypes.data
+        if buf.bf16 == NULL and buf.pairs == 0:  # those of an expert begin anywhere, not at a group of 16
+            memory = aligned_empty(woolly_rounded_bytes(buf.width, self.max_tokens) if self._rounds else
+                                   woolly_bf16_bytes(buf.width, self.max_tokens))
+            self._alive.append(memory)
+            if self._rounds or active().bf16_of_q16 != NULL:  # pages that nothing writes take no memory
+                self.buffer_bytes += memory.nbytes
+            buf.bf16 = <uint16_t *><size_t>memory.ctypes.data
         cdef Op *writer = &self._ops[<int>self._writer[x]]
         if writer.kind < MATMUL:
             writer.quantize_out = True
@@ -366,6 +377,7 @@ cdef class Program:
         cdef bint quantised = any((<PackedExperts>w).each.quantised for w in experts)
         if quantised:
             self._want_quantised(x)
+            self._buf[<int>self._buffers[x]].for_exact = True
         if self._buf[<int>self._buffers[x]].pairs:
             return x
         rows = self.buffer(x + ".by_expert", self.width(x), pairs=plan.routing.n_used)
@@ -583,6 +595,7 @@ cdef class Program:
             span_array = <Span *><size_t>many.ctypes.data
         memset(&run, 0, sizeof(Run))
         run.kernels = active()
+        run.unit = active_bf16_unit() if check_compute(self.compute) else NULL
         run.tokens, run.positions, run.span_of = &token_view[0], &position_view[0], &span_view[0]
         run.n_tokens, run.n_outputs = len(tokens), len(outputs)
         run.outputs = &output_view[0] if len(outputs) else NULL

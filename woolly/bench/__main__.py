@@ -131,6 +131,8 @@ def _add_kernel_options(mode: argparse.ArgumentParser, *, is_short: bool) -> Non
         "--formats", metavar="NAMES", type=_names, default=formats, help="default: all that have kernels of their own"
     )
     mode.add_argument("--columns", metavar="N,N", type=_numbers, default=columns, help="tokens at a time")
+    if not is_short:
+        mode.add_argument("--compute", choices=("exact", "bf16"), default="exact", help="of matmuls; default: exact")
     mode.add_argument("--contexts", metavar="N,N", type=_numbers, default=contexts, help="of attention, in tokens")
 
 
@@ -154,6 +156,7 @@ def _add_model_mode(mode: argparse.ArgumentParser) -> None:
         "--sustained", metavar="N", type=_natural, default=64, help="tokens in a row; default: 64, 0: none"
     )
     text = "run K layers and project the rest: for a model that memory does not hold"
+    mode.add_argument("--compute", choices=("exact", "bf16"), default="exact", help="of matmuls; default: exact")
     mode.add_argument("--measure-layers", metavar="K", type=_positive, help=text)
 
 

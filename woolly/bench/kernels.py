@@ -46,18 +46,27 @@ def run(bench: Bench, args: argparse.Namespace) -> Iterator[Row]:
     total = len(sizes) * (5 * len(formats) * len(args.columns) + len(args.contexts) * len(ATTENTION_TOKENS) + 10)
     bench.progress.start("kernels", total)
     limits = Limits(repeat=bench.repeat)
+    kernels.check_compute(args.compute)
+    common: Row = {"mode": "kernels", "isa": kernels.active_isa(), "compute": args.compute}
     for name, size in sizes.items():
-        for row in size_rows(bench, limits, size, formats, args.columns, args.contexts):
-            yield {"mode": "kernels", "size": name, "isa": kernels.active_isa(), "n_threads": bench.n_threads, **row}
+        for row in size_rows(bench, limits, size, formats, args.columns, args.contexts, compute=args.compute):
+            yield {**common, "size": name, "n_threads": bench.n_threads, **row}
 
 
 def size_rows(
-    bench: Bench, limits: Limits, size: Size, formats: list[str], columns: list[int], contexts: list[int]
+    bench: Bench,
+    limits: Limits,
+    size: Size,
+    formats: list[str],
+    columns: list[int],
+    contexts: list[int],
+    *,
+    compute: str = "exact",
 ) -> Iterator[Row]:
     """Rows of one size on the instruction set in use."""
     for format in formats:
         for kernel, shape in size.matrices().items():
-            yield from matmul_rows(bench, limits, kernel, shape, format, columns)
+            yield from matmul_rows(bench, limits, kernel, shape, format, columns, compute)
     for context in contexts:
         yield from attention_rows(bench, limits, size, context)
     for n_tokens in ROW_TOKENS:
@@ -90,7 +99,13 @@ def random_matrix(n_rows: int, n_cols: int, format: str, *, n_threads: int) -> k
 
 
 def matmul_rows(
-    bench: Bench, limits: Limits, kernel: str, shape: tuple[int, int], format: str, columns: list[int]
+    bench: Bench,
+    limits: Limits,
+    kernel: str,
+    shape: tuple[int, int],
+    format: str,
+    columns: list[int],
+    compute: str = "exact",
 ) -> Iterator[Row]:
     """Rows of one matrix by column count; none where its width is no whole number of the format's blocks."""
     n_rows, n_cols = shape
@@ -103,11 +118,15 @@ def matmul_rows(
         out = np.empty((n, n_rows), dtype=np.float32)
 
         def call(x: np.ndarray = x, out: np.ndarray = out) -> None:
-            kernels.matmul(w, x, out=out, n_threads=bench.n_threads)
+            kernels.matmul(w, x, out=out, compute=compute, n_threads=bench.n_threads)
 
         row: Row = {"kernel": kernel, "format": format, "shape": f"{n_rows} × {n_cols}", "n_columns": n}
         kind = "fma_f32" if format in COMPUTED_IN_F32 else quantised_kind(kernels.active_isa())
-        yield {**row, **measured(bench, limits, call, kind=kind, ops=2 * n_rows * n_cols * n, n_bytes=w.nbytes)}
+        how = compute if n >= kernels.BF16_LEAST_TOKENS else "exact"
+        if how == "bf16":
+            kind = "dot_bf16"
+        ops = 2 * n_rows * n_cols * n
+        yield {**row, **measured(bench, limits, call, kind=kind, ops=ops, n_bytes=w.nbytes, compute=how)}
 
 
 def attention_rows(bench: Bench, limits: Limits, size: Size, context: int) -> Iterator[Row]:
@@ -184,6 +203,7 @@ def measured(
     ops: float,
     n_bytes: float,
     n_threads: int | None = None,
+    compute: str = "exact",
 ) -> Row:
     """Times of a call and what they mean."""
     samples = sample(call, repeat=bench.repeat)
@@ -192,6 +212,13 @@ def measured(
     row: Row = {"n_threads": n_threads, "seconds": seconds, "stddev_s": spread(samples), "samples_s": samples}
     row["ops"], row["bytes"] = ops, n_bytes
     shares = bound(
-        limits, kind=kind, ops=ops, n_bytes=n_bytes, working_set=n_bytes, seconds=seconds, n_threads=n_threads
+        limits,
+        kind=kind,
+        ops=ops,
+        n_bytes=n_bytes,
+        working_set=n_bytes,
+        seconds=seconds,
+        n_threads=n_threads,
+        compute=compute,
     )
     return {**row, **shares}

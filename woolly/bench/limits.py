@@ -138,7 +138,15 @@ def quantised_kind(isa: str) -> str:
 
 
 def bound(
-    limits: Limits, *, kind: str | None, ops: float, n_bytes: float, working_set: float, seconds: float, n_threads: int
+    limits: Limits,
+    *,
+    kind: str | None,
+    ops: float,
+    n_bytes: float,
+    working_set: float,
+    seconds: float,
+    n_threads: int,
+    compute: str = "exact",
 ) -> Row:
     """What a measured time means: rates, and shares of the compute ceiling and of the read bandwidth.
 
@@ -147,7 +155,7 @@ def bound(
     limits : Limits
     kind : {"fma_f32", "dot_int8", "dot_bf16", None}
         The arithmetic that bounds the work. Of a dot product's peak half is the ceiling: activations have two digits of
-        8 bits, so a multiply-add of the model is two of the machine's.
+        8 bits, so a multiply-add of the model is two of the machine's; with compute "bf16" it is one.
     ops : float
         Multiplications and additions of the model, not of the machine.
     n_bytes, working_set : float
@@ -159,7 +167,7 @@ def bound(
     row["read_share"] = n_bytes / seconds / limits.read(int(working_set), n_threads) if n_bytes else 0.0
     row["compute_share"] = 0.0
     if kind is not None and ops:
-        ceiling = limits.peak(kind, n_threads) * (1.0 if kind == "fma_f32" else 0.5)
+        ceiling = limits.peak(kind, n_threads) * (1.0 if kind == "fma_f32" or compute == "bf16" else 0.5)
         row["compute_share"] = ops / seconds / ceiling
     row["share"] = max(row["compute_share"], row["read_share"])
     row["limit"] = "read" if row["read_share"] >= row["compute_share"] else kind

@@ -10,7 +10,7 @@ import argparse
 import time
 from collections.abc import Callable, Iterator
 
-from woolly._kernels import active_isa
+from woolly._kernels import BF16_LEAST_TOKENS, active_isa
 from woolly.bench import machine
 from woolly.bench.harness import Bench, Row, median, spread
 from woolly.bench.limits import Limits, bound, quantised_kind
@@ -77,6 +77,7 @@ def _common(bench: Bench, subject: Subject) -> Row:
         "model_size": sum(matrix.nbytes for matrix in subject.matrices.values()),
         "n_threads": bench.n_threads,
         "isa": subject.model.isa,
+        "compute": subject.model.compute,
         "load_s": subject.model.load_s,
         "type_k": subject.model.engine.cache_dtype,
         "projected": None,
@@ -94,7 +95,10 @@ def _prefill_row(bench: Bench, limits: Limits, subject: Subject, n: int, depth: 
     row = _rates("pp", n, depth, samples)
     skipped = ("token_embd.weight", "output.weight")
     ops = 2.0 * n * sum(m.n_rows * m.n_cols for name, m in subject.matrices.items() if name not in skipped)
+    compute = subject.model.compute if n >= BF16_LEAST_TOKENS else "exact"
     kind = "fma_f32" if _is_float(subject) else quantised_kind(active_isa())
+    if compute == "bf16":
+        kind = "dot_bf16"
     n_bytes = subject.read_bytes()
     return row | bound(
         limits,
@@ -104,6 +108,7 @@ def _prefill_row(bench: Bench, limits: Limits, subject: Subject, n: int, depth: 
         working_set=n_bytes,
         seconds=median(samples),
         n_threads=bench.n_threads,
+        compute=compute,
     )
 
 

@@ -99,7 +99,8 @@ def opened(args: argparse.Namespace, *, n_threads: int, n_ctx: int | None = None
         subject = _open_generated(args, n_layers, n_threads, n_ctx)
     else:
         check_no_sizes(args)
-        subject = open_gguf(args.model, n_layers=n_layers, n_threads=n_threads, n_ctx=n_ctx)
+        compute = getattr(args, "compute", "exact")
+        subject = open_gguf(args.model, n_layers=n_layers, n_threads=n_threads, n_ctx=n_ctx, compute=compute)
     with contextlib.closing(subject.model):
         yield subject
 
@@ -131,7 +132,12 @@ def fast_options(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def open_gguf(
-    model: str, *, n_layers: int | None = None, n_threads: int | None = None, n_ctx: int | None = None
+    model: str,
+    *,
+    n_layers: int | None = None,
+    n_threads: int | None = None,
+    n_ctx: int | None = None,
+    compute: str = "exact",
 ) -> Subject:
     """A GGUF file as a subject, by path or name; of n_layers where given, to stand for all of them."""
     path = Path(hub.resolve(model))
@@ -146,18 +152,20 @@ def open_gguf(
         config = architecture(arch).read_config(file.metadata)
     name = path.stem
     if n_layers is None or n_layers >= config.n_layers:
-        loaded = load_gguf(path, n_ctx=_n_ctx(n_ctx, config.n_ctx_train), n_threads=n_threads, name=name)
+        loaded = load_gguf(
+            path, n_ctx=_n_ctx(n_ctx, config.n_ctx_train), n_threads=n_threads, compute=compute, name=name
+        )
     else:
-        loaded = _load_layers(path, n_layers, _n_ctx(n_ctx, config.n_ctx_train), n_threads)
+        loaded = _load_layers(path, n_layers, _n_ctx(n_ctx, config.n_ctx_train), n_threads, compute)
     return Subject(name, loaded, path, matrices, n_params, config.n_layers)
 
 
-def _load_layers(path: Path, n_layers: int, n_ctx: int, n_threads: int | None) -> Model:
+def _load_layers(path: Path, n_layers: int, n_ctx: int, n_threads: int | None, compute: str) -> Model:
     """`load_gguf` of the first layers; the others are not read."""
     with GGUFFile.open(path) as file:
         arch = architecture(file.metadata.get_str("general.architecture"))
         config = replace(arch.read_config(file.metadata), n_layers=n_layers)
-        program = Program(min(MAX_BATCH_TOKENS, n_ctx), n_threads)
+        program = Program(min(MAX_BATCH_TOKENS, n_ctx), n_threads, compute=compute)
         weights = Weights(file, n_threads=program.n_threads)
         arch.record(program, config, weights, n_ctx)
         tokenizer = Tokenizer.from_metadata(file.metadata)
@@ -173,7 +181,7 @@ def _open_generated(args: argparse.Namespace, n_layers: int | None, n_threads: i
     options["n_layers"] = min(n_layers or all_layers, all_layers)
     if n_ctx is not None:
         options["n_ctx"] = max(n_ctx, 16)
-    model = load_fast_fp32(**options, n_threads=n_threads)
+    model = load_fast_fp32(**options, compute=getattr(args, "compute", "exact"), n_threads=n_threads)
     model.wait_ready()
     matrices = generated_matrices(model, str(options["dtype"]), all_layers)
     n_norms = (2 * all_layers + 1) * model.config.hidden_size

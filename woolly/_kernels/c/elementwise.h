@@ -230,7 +230,7 @@ static void quantize_q16(const float *x, int64_t n_k, uint8_t *record) {
         quantize_blocks(x + 32 * b, 1, hi + 32 * b, lo + 32 * b, d + b, sum + b, corr + b, corr16 + 2 * b);
 }
 
-#if HAS_AMX
+#if HAS_AMX || HAS_BF16
 /* 16 small integers times a power of two, as bf16: cut off, not rounded, as they fit */
 static INLINE void store_bf16(uint16_t *out, vf x) {
     _mm256_storeu_si256((__m256i *)out, _mm512_cvtepi32_epi16(vi_srl(vf_bits(x), 16)));

@@ -39,12 +39,19 @@ typedef struct {
     int64_t x_stride;
     const uint8_t *xq;  /* quantised formats: records of quantised activations */
     int64_t xq_stride;  /* in bytes */
-    const uint16_t *bf16; /* the same as bf16, from a group of 16 columns on, or NULL */
+    const uint16_t *bf16; /* the same as bf16, from a group of 16 columns on, or NULL; or activations rounded to it */
     float *out;         /* (n_cols, out_stride) */
     int64_t out_stride;
     int64_t n_cols;
     int accumulate;     /* out += w x instead of out = w x */
 } woolly_matmul_args;
+
+/* Activations rounded to bf16: (groups of 16 columns, blocks of 32, 16, 32), zero beyond n_k */
+#define WOOLLY_ROUNDED_LEAST_COLS 8 /* fewer columns are faster as they are */
+static inline int64_t woolly_rounded_k(int64_t n_k) { return (n_k + 31) / 32 * 32; }
+static inline int64_t woolly_rounded_bytes(int64_t n_k, int64_t n_cols) {
+    return (n_cols + 15) / 16 * 16 * 2 * woolly_rounded_k(n_k);
+}
 
 typedef void (*woolly_matmul_fn)(const woolly_matmul_args *args, int64_t group_begin, int64_t group_end);
 
@@ -150,6 +157,14 @@ typedef struct {
     /* fill one packed group of 16 rows */
     void (*generate)(const woolly_generate_args *args, int64_t group);
 } woolly_kernels;
+
+/* What compute="bf16" takes in place of the exact matmuls: a dot unit of bf16 */
+typedef struct {
+    const char *name;
+    /* a column of activations -> its place among the groups of 16 columns */
+    void (*round)(const float *x, int64_t n_k, int64_t col, uint16_t *bf16);
+    woolly_matmul_fn matmul[WOOLLY_MAX_FORMATS]; /* of the table's formats, from `bf16` */
+} woolly_bf16_unit;
 
 #define WOOLLY_ATTENTION_COLS 48 /* most columns of one attention_tiles call */
 /* floats of scratch for attention_tiles: queries gathered, scores, the tile's own output and state, 32 rows widened */

@@ -54,6 +54,20 @@ DEFINE_AMX_MATMUL(mxfp4, narrow)
 #define lut4_matmul_amx lut4_matmul /* its numbers are too large for halves of a block in a tile */
 #endif
 
+#if HAS_BF16
+#include "matmul_bf16.h"
+DEFINE_BF16_FLOAT_FILL(f32, float, vf_load)
+DEFINE_BF16_FLOAT_FILL(f16, uint16_t, vf_load_f16)
+DEFINE_BF16_FLOAT_FILL(bf16, uint16_t, vf_load_bf16)
+#define EACH_INT(F)                                                                                                    \
+    F(q8_0) F(q4_0) F(q4_1) F(q5_0) F(q5_1) F(q4_k) F(q5_k) F(q6_k) F(q3_k) F(q2_k) F(iq4_nl) F(iq4_xs) F(mxfp4) F(lut4)
+EACH_INT(DEFINE_BF16_FILL)
+EACH_INT(DEFINE_BF16_MATMUL)
+DEFINE_BF16_MATMUL(f32)
+DEFINE_BF16_MATMUL(f16)
+DEFINE_BF16_MATMUL(bf16)
+#endif
+
 DEFINE_CONVERTED(f64, f32)
 DEFINE_CONVERTED(iq1_s, lut4)
 DEFINE_CONVERTED(iq1_m, lut4)
@@ -141,4 +155,13 @@ DEFINE_CONVERTED(tq2_0, lut4)
 const woolly_kernels WOOLLY_TABLE = TABLE(ISA_NAME, matmul, NULL);
 #if HAS_AMX
 const woolly_kernels woolly_kernels_avx512_amx = TABLE("avx512_amx", matmul_amx, bf16_of_q16);
+#endif
+
+#if HAS_BF16
+#define BF16_AVX512(NAME, STORED, ...) STORED##_matmul_bf16_avx512,
+const woolly_bf16_unit woolly_bf16_avx512 = {"avx512_bf16", round_bf16, {EACH_FORMAT(BF16_AVX512, )}};
+#if HAS_AMX
+#define BF16_AMX(NAME, STORED, ...) STORED##_matmul_bf16_amx,
+const woolly_bf16_unit woolly_bf16_amx = {"amx_bf16", round_bf16, {EACH_FORMAT(BF16_AMX, )}};
+#endif
 #endif

@@ -12,6 +12,7 @@ typedef vi vb;
 #define FLOAT_RV 1
 #define FLOAT_NC 6
 #define HAS_AMX 0
+#define HAS_BF16 0
 #define DOT_FULL_BIASED 0
 
 #define VF2(expr_a, expr_b) ((vf){expr_a, expr_b})

@@ -17,6 +17,12 @@ typedef __m512i vb; /* 64 bytes: 4 for each of 16 rows */
 #define HAS_AMX 0
 #endif
 
+#if __has_include(<avx512bf16intrin.h>)
+#define HAS_BF16 1
+#else
+#define HAS_BF16 0
+#endif
+
 static INLINE vf vf_load(const float *p) { return _mm512_loadu_ps(p); }
 static INLINE void vf_store(float *p, vf a) { _mm512_storeu_ps(p, a); }
 static INLINE vf vf_load_n(const float *p, int64_t n) { return _mm512_maskz_loadu_ps((__mmask16)((1u << n) - 1), p); }

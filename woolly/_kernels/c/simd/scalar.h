@@ -19,6 +19,7 @@ typedef uint8_t vu8 __attribute__((vector_size(64)));
 #define FLOAT_RV 1
 #define FLOAT_NC 2
 #define HAS_AMX 0
+#define HAS_BF16 0
 #define DOT_FULL_BIASED 1 /* dot_full takes bytes biased by 128 and leaves the correction to its caller */
 
 #define LANES(i) for (int i = 0; i < 16; i++)
