@@ -32,6 +32,7 @@ ORDER = (
     ("models.gguf_config",),
     ("models.llama",),
     ("models.qwen2", "models.qwen3", "models.gemma", "models.phi3", "models.olmo2", "models.granite"),
+    ("models.ernie4_5", "models.seed_oss", "models.glm4"),
     ("models.smollm3", "models.starcoder2", "models.gemma2", "models.gemma3", "models.qwen3moe", "models.gpt_oss"),
     ("models",),
     ("sandbox",),
