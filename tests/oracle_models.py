@@ -96,6 +96,7 @@ BASE: dict[str, Any] = {
 HEADS_OF_80 = {"hidden_size": 160, "num_attention_heads": 2, "num_key_value_heads": 1, "tie_word_embeddings": True}
 YARN = {"rope_type": "yarn", "rope_theta": 10_000.0, "factor": 4.0, "original_max_position_embeddings": 64}
 LINEAR = {"rope_type": "linear", "rope_theta": 10_000.0, "factor": 4.0}
+HALF = {"rope_type": "default", "rope_theta": 10_000.0, "partial_rotary_factor": 0.5}
 LLAMA3 = {
     "rope_type": "llama3",
     "rope_theta": 500.0,
@@ -298,6 +299,17 @@ MODELS = {
             GPT_OSS,
             {"attention.sliding_window": None, **YARN_KEYS},
         ),
+        OracleModel("ernie4_5", "ernie4_5", "Ernie4_5", {"head_dim": 24, "tie_word_embeddings": True}),
+        OracleModel(
+            "ernie4_5-80",
+            "ernie4_5",
+            "Ernie4_5",
+            {**HEADS_OF_80, "head_dim": 80, "use_bias": True, "tie_word_embeddings": False},
+        ),
+        OracleModel("seed_oss", "seed_oss", "SeedOss", {"head_dim": 40}),
+        OracleModel("seed_oss-80", "seed_oss", "SeedOss", {**HEADS_OF_80, "head_dim": 80}),
+        OracleModel("glm4", "glm4", "Glm4", {"head_dim": 24, "rope_parameters": HALF}, {"rope.dimension_count": None}),
+        OracleModel("glm4-80", "glm4", "Glm4", {**HEADS_OF_80, "head_dim": 80, "rope_parameters": HALF}),
     )
 }
 
@@ -323,6 +335,8 @@ TENSORS = {
     "post_attention_layernorm": "ffn_norm",
     "pre_feedforward_layernorm": "ffn_norm",
     "post_feedforward_layernorm": "post_ffw_norm",
+    "post_self_attn_layernorm": "post_attention_norm",
+    "post_mlp_layernorm": "post_ffw_norm",
 }
 
 
@@ -343,6 +357,10 @@ def layer_shapes(model: OracleModel) -> dict[str, tuple[int, ...]]:
     elif model.arch == "starcoder2":
         matrices = {name: shape for name, shape in matrices.items() if "attn" in name}
         matrices |= {"mlp.c_fc": (wide, hidden), "mlp.c_proj": (hidden, wide)}
+    elif model.arch == "glm4":
+        matrices = {name: shape for name, shape in matrices.items() if "attn" in name}
+        matrices |= {"mlp.gate_up_proj": (2 * wide, hidden), "mlp.down_proj": (hidden, wide)}
+        norms |= {"post_self_attn_layernorm": hidden, "post_mlp_layernorm": hidden}
     elif model.arch in SANDWICHED:
         norms |= {"pre_feedforward_layernorm": hidden, "post_feedforward_layernorm": hidden}
     elif model.arch == "olmo2":
@@ -363,10 +381,12 @@ def layer_shapes(model: OracleModel) -> dict[str, tuple[int, ...]]:
 
 def has_bias(model: OracleModel, name: str) -> bool:
     """Whether a matrix of a layer has a bias."""
-    if model.arch == "qwen2":
+    if model.arch in ("qwen2", "seed_oss", "glm4"):
         return name[-6:] in ("q_proj", "k_proj", "v_proj")
-    return model.arch in ("starcoder2", "gpt-oss") or bool(
-        model.get("attention_bias" if "attn" in name else "mlp_bias")
+    return (
+        model.arch in ("starcoder2", "gpt-oss")
+        or model.get("use_bias", False)
+        or bool(model.get("attention_bias" if "attn" in name else "mlp_bias"))
     )
 
 
@@ -448,7 +468,7 @@ def metadata(model: OracleModel) -> dict[str, int | float | str]:
         values |= {"attention.key_length": model.head_dim, "attention.value_length": model.head_dim}
     if model.get("sliding_window"):
         values["attention.sliding_window"] = model["sliding_window"]
-    if model.arch in (*PERMUTED, "phi3"):
+    if model.arch in (*PERMUTED, "phi3", "glm4"):
         values["rope.dimension_count"] = int(model.head_dim * model.rope.get("partial_rotary_factor", 1.0))
     for key, name in {
         "attn_logit_softcapping": "attn_logit_softcapping",
@@ -500,7 +520,7 @@ def gguf_name(model: OracleModel, name: str) -> str:
         if name.startswith(ours + "."):
             return theirs + name[len(ours) :]
     layer, tensor, suffix = re.fullmatch(r"model\.layers\.(\d+)\.(.+)\.(weight|bias)", name).groups()
-    has_post_norm = tensor == "post_attention_layernorm" and model.arch in (*SANDWICHED, "olmo2", "gpt-oss")
+    has_post_norm = tensor == "post_attention_layernorm" and model.arch in (*SANDWICHED, "olmo2", "gpt-oss", "seed_oss")
     return f"blk.{layer}.{'post_attention_norm' if has_post_norm else TENSORS[tensor]}.{suffix}"
 
 

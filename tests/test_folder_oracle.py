@@ -48,6 +48,9 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "granite": ("Granite", {"attention_multiplier": 0.2, **MULTIPLIERS}),
     "smollm3": ("SmolLM3", {"num_hidden_layers": 5}),
     "starcoder2": ("Starcoder2", {"sliding_window": None}),
+    "seed_oss": ("SeedOss", {"head_dim": 16}),
+    "glm4": ("Glm4", {"head_dim": 16}),
+    "ernie4_5": ("Ernie4_5", {"head_dim": 16, "use_bias": True}),
     "gpt-oss": ("GptOss", {"head_dim": 16, "num_local_experts": 4, "num_experts_per_tok": 2, "sliding_window": 8}),
 }
 TOKENS = [int(t) for t in np.random.default_rng(0).integers(3, 270, 100)]

@@ -17,6 +17,7 @@ from woolly.convert.config_json import JsonObject
 from woolly.convert.tokenizer_json import find_name, read_tokenizer
 from woolly.errors import CheckpointError, UnsupportedModelError
 from woolly.pretokenizers import PRE_TOKENIZERS
+from woolly.prompts import Prompts, TemplateSet
 from woolly.tokenizer import Tokenizer
 from woolly.vocabulary import TokenType
 
@@ -332,8 +333,63 @@ def test_chat_templates(tmp_path: Path) -> None:
         template_of(chat_template=[{"name": "x"}])
     with pytest.raises(CheckpointError, match="chat_template: expected a string, got 3"):
         template_of(chat_template=3)
-    (tmp_path / "chat_template.jinja").write_text("file é", encoding="utf-8")
-    assert template_of(chat_template="x") == "file é"
-    (tmp_path / "chat_template.jinja").write_bytes(b"ab\xff")
+    (tmp_path / "chat_template.json").write_text('{"chat_template": "of a processor"}')
+    assert template_of() == "of a processor"
+    assert template_of(chat_template="x") == "x"
+
+
+def test_chat_templates_in_files(tmp_path: Path) -> None:
+    def keys_of(**settings: Any) -> dict[str, Any]:
+        return read_chat_templates(tmp_path, JsonObject("tokenizer_config.json", settings))
+
+    default, more = tmp_path / "chat_template.jinja", tmp_path / "additional_chat_templates"
+    default.write_text("file é", encoding="utf-8")
+    assert keys_of(chat_template="x") == {"tokenizer.chat_template": "file é"}
+    more.mkdir()
+    for name in ("tool_use", "rag"):
+        (more / f"{name}.jinja").write_text(name)
+    expected = {
+        "tokenizer.chat_template": "file é",
+        "tokenizer.chat_templates": ["rag", "tool_use"],
+        "tokenizer.chat_template.rag": "rag",
+        "tokenizer.chat_template.tool_use": "tool_use",
+    }
+    assert keys_of(chat_template=[{"name": "x", "template": "y"}]) == expected
+    default.unlink()
+    assert keys_of(chat_template="x") == expected | {"tokenizer.chat_template": None}
+    default.write_bytes(b"ab\xff")
     with pytest.raises(CheckpointError, match=r"chat_template\.jinja: not UTF-8: byte 0xff at 2"):
-        template_of()
+        keys_of()
+    default.write_bytes(bytes(1 << 21))
+    with pytest.raises(CheckpointError, match=r"chat_template\.jinja: 2097152 bytes, a chat template may have 1048576"):
+        keys_of()
+    for i in range(63):
+        (more / f"{i}.jinja").touch()
+    with pytest.raises(CheckpointError, match=r"additional_chat_templates: 65 chat templates, 64 are allowed"):
+        keys_of()
+
+
+def test_chat_templates_are_those_of_transformers(tmp_path: Path) -> None:
+    """The same files, read and chosen by transformers' tokenizer."""
+    oracle = pytest.importorskip("transformers.tokenization_utils_tokenizers", reason="transformers is not installed")
+    named = [{"name": name, "template": name + "{{ messages[0].content }}"} for name in ("default", "tool_use")]
+
+    def check() -> None:
+        settings = {"bos_token": "<|im_start|>", "chat_template": named}
+        keys = read(tmp_path, {"version": "1.0", **byte_level_tokenizer()}, **settings)
+        names = keys.get("tokenizer.chat_templates", [])
+        sources = {"default": keys["tokenizer.chat_template"]}
+        sources |= {name: keys[f"tokenizer.chat_template.{name}"] for name in names}
+        ours = TemplateSet(sources, bos_token=None, eos_token=None)
+        chooser = Prompts("m", None, ours)
+        theirs = oracle.TokenizersBackend.from_pretrained(tmp_path)
+        for tools in (None, [{"type": "function", "function": {"name": "f"}}]):
+            source = theirs.get_chat_template(tools=tools)
+            assert ours[chooser.choose(None, tools)].source == source
+
+    check()
+    (tmp_path / "chat_template.jinja").write_text("file {{ messages[0].content }}")
+    check()
+    (tmp_path / "additional_chat_templates").mkdir()
+    (tmp_path / "additional_chat_templates" / "tool_use.jinja").write_text("tools {{ tools | length }}")
+    check()

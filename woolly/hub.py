@@ -7,7 +7,7 @@ model. It does not know what is in a model file. Names that begin with `hf:` are
     $WOOLLY_CACHE/                    else $XDG_CACHE_HOME/woolly, else ~/.cache/woolly
         NAME.gguf                     a model of the catalogue
         .NAME.lock  .NAME.tmp-…/      held and filled while NAME is pulled
-        hf/OWNER/REPO/*.gguf          files from the Hugging Face hub
+        hf/OWNER/REPO/*.gguf          files from the Hugging Face hub, or a folder of safetensors
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class KnownModel:
 
 @dataclass(frozen=True)
 class CachedModel:
-    """A model file in the cache; `name` is what `resolve` takes."""
+    """A model in the cache, a file or a folder; `name` is what `resolve` takes."""
 
     name: str
     path: Path
@@ -170,7 +170,7 @@ def pull(name: str, *, progress: bool = True, force: bool = False) -> Path:
     Returns
     -------
     Path
-        The model file; of a model in shards, the first.
+        The model file; of a model in shards, the first; of a repository of safetensors, the folder.
 
     Raises
     ------

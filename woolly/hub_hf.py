@@ -1,7 +1,8 @@
-"""Models from the Hugging Face hub: `hf:OWNER/REPO[:QUANT]` to a GGUF file, found by the huggingface-hub package.
+"""Models from the Hugging Face hub: `hf:OWNER/REPO[:QUANT]` to a file, found by the huggingface-hub package.
 
-Owns which file of a repository is meant, and where it lies in the cache: hf/OWNER/REPO/, as in the repository. A file
-is there when all of it has arrived and its size and checksum are those on the hub's record.
+Owns which GGUF file of a repository is meant, and where it lies in the cache: hf/OWNER/REPO/, as in the repository. A
+file is there when all of it has arrived and its size and checksum are those on the hub's record. A repository without
+GGUF files becomes a folder there, see hub_folder.py.
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ import shutil
 import sys
 import urllib.parse
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from woolly import hub_folder
 from woolly.errors import DownloadError
-from woolly.terminal import progress_bar
+from woolly.terminal import format_bytes, progress_bar
 
 # What a name without a quantisation takes, the first that is there.
 _PREFERENCE = ("Q4_K_M", "Q4_0", "Q8_0", "Q5_K_M", "Q6_K", "Q4_K_S", "Q4_1", "BF16", "F16", "F32")
@@ -34,7 +36,7 @@ _QUANT = re.compile(r"[-.](I?Q\d\w*|B?F16|F32|MXFP4\w*|TQ\d\w*)$", re.IGNORECASE
 
 
 def pull(name: str, root: Path, *, progress: bool, force: bool) -> Path:
-    """The file that `name` means, in the cache; of a model in shards, the first.
+    """The file that `name` means, in the cache; of a model in shards, the first; of one in safetensors, the folder.
 
     Raises
     ------
@@ -52,26 +54,48 @@ def pull(name: str, root: Path, *, progress: bool, force: bool) -> Path:
     try:
         info = huggingface_hub.HfApi().model_info(repo, files_metadata=True)
         remote = {sibling.rfilename: sibling for sibling in info.siblings}
-        chosen = choose(name, list(remote), quant)
-        missing = [file for file in chosen if force or not (folder / file).is_file()]
-        if progress:
-            source = f"the Hugging Face hub ({repo}, its licence holds)"
-            print(f"Fetching {', '.join(missing)} from {source} into {folder}", file=sys.stderr, flush=True)
-        for file in missing:
-            url = huggingface_hub.hf_hub_url(repo, file, revision=info.sha)
-            _fetch(name, url, folder, remote[file], progress)
+
+        def fetch(files: list[str]) -> None:
+            missing = [file for file in files if force or not _is_there(folder / file, remote[file])]
+            if progress and missing:
+                n_bytes = format_bytes(sum(remote[file].size for file in missing))
+                names = ", ".join(missing) if len(missing) < 4 else f"{missing[0]} and {len(missing) - 1} other files"
+                source = f"the Hugging Face hub ({repo}, its licence holds)"
+                print(f"Fetching {names} from {source} into {folder}: {n_bytes}", file=sys.stderr, flush=True)
+            for file in missing:
+                url = huggingface_hub.hf_hub_url(repo, file, revision=info.sha)
+                _fetch(name, url, folder, remote[file], progress)
+
+        files = list(remote)
+        if hub_folder.is_meant(files, quant):
+            fetch(hub_folder.settings_files(name, files))
+            fetch(hub_folder.weight_files(name, files, folder))
+            path = folder
+        else:
+            chosen = choose(name, files, quant)
+            fetch(chosen)
+            path = folder / chosen[0]
         shutil.rmtree(folder / _INCOMING, ignore_errors=True)
+        return path
     except DownloadError:
         raise
     except Exception as error:  # whatever its HTTP library of the day raises: the first line says it
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
         raise DownloadError(f"{name}: fetching from the Hugging Face hub failed: {reason}") from error
-    return folder / chosen[0]
+
+
+def _is_there(path: Path, remote: Any) -> bool:
+    """Whether an earlier pull, which brought not all files, brought this one, and it is still the hub's."""
+    if not path.is_file() or path.stat().st_size != remote.size:
+        return False
+    return _digest(path, remote) == _on_record(remote)[1]
 
 
 def find_cached(name: str, root: Path) -> Path | None:
-    """The file that `name` means if it is in the cache with all its shards, so that a pulled model works offline."""
+    """What `name` means if all of it is in the cache, so that a pulled model works offline."""
     repo, quant = _parse(name)
+    if hub_folder.is_meant([path.name for path in (root / repo).rglob("*")], quant):
+        return root / repo if hub_folder.find_files(root / repo) else None
     with contextlib.suppress(DownloadError):
         return root / repo / choose(name, _files(root / repo), quant)[0]
     return None
@@ -86,8 +110,7 @@ def _parse(name: str) -> tuple[str, str | None]:
 
 def _fetch(name: str, url: str, folder: Path, remote: Any, progress: bool) -> None:
     """Fetch one file, from where an earlier pull was cut off; it gets its name when it is whole and checked."""
-    expected = getattr(getattr(remote, "lfs", None), "sha256", None)  # None for small files that git itself keeps
-    part = folder / _INCOMING / f"{Path(remote.rfilename).name}.{(expected or 'git')[:16]}"
+    part = folder / _INCOMING / f"{Path(remote.rfilename).name}.{_on_record(remote)[1][:16]}"
     part.parent.mkdir(parents=True, exist_ok=True)
     bar = progress_bar(Path(remote.rfilename).name, remote.size) if progress else contextlib.nullcontext(lambda n: None)
     with bar as show_bytes, part.open("ab") as out:
@@ -104,7 +127,7 @@ def _fetch(name: str, url: str, folder: Path, remote: Any, progress: bool) -> No
                 break
         out.flush()
         os.fsync(out.fileno())
-    _check(name, part, Path(remote.rfilename).name, remote.size, expected)
+    _check(name, part, remote)
     target = folder / remote.rfilename
     target.parent.mkdir(parents=True, exist_ok=True)
     part.replace(target)
@@ -133,23 +156,37 @@ def _continue(url: str, out: IO[bytes], show_bytes: Callable[[int], None]) -> No
             raise http.client.IncompleteRead(b"", left)
 
 
-def _check(name: str, part: Path, file: str, size: int, expected: str | None) -> None:
-    """Compare a file with the size and the SHA-256 that the hub has on record; one that differs is removed."""
-    found_size = part.stat().st_size
-    if found_size != size:
-        part.unlink()
-        raise DownloadError(f"{name}: {file} has {found_size} bytes, the hub says {size}; nothing was kept")
-    if expected is None:
-        return
-    digest = hashlib.sha256()
-    with part.open("rb") as source:
+def _on_record(remote: Any) -> tuple[str, str]:
+    """The checksum that the hub has of a file, and its kind: SHA-256 of large ones, git's SHA-1 of others."""
+    if sha256 := getattr(getattr(remote, "lfs", None), "sha256", None):
+        return "SHA-256", sha256
+    return "git SHA-1", getattr(remote, "blob_id", None) or ""
+
+
+def _digest(path: Path, remote: Any) -> str:
+    """A file's checksum of the kind that the hub has; "" where it has none."""
+    kind, expected = _on_record(remote)
+    if not expected:
+        return ""
+    is_git = kind != "SHA-256"  # git hashes a header too
+    digest = hashlib.sha1(b"blob %d\0" % remote.size, usedforsecurity=False) if is_git else hashlib.sha256()
+    with path.open("rb") as source:
         while chunk := source.read(_CHUNK_BYTES):
             digest.update(chunk)
-    if digest.hexdigest() != expected:
+    return digest.hexdigest()
+
+
+def _check(name: str, part: Path, remote: Any) -> None:
+    """Compare a file with the size and the checksum that the hub has on record; one that differs is removed."""
+    file, size = Path(remote.rfilename).name, part.stat().st_size
+    if size != remote.size:
+        part.unlink()
+        raise DownloadError(f"{name}: {file} has {size} bytes, the hub says {remote.size}; nothing was kept")
+    kind, expected = _on_record(remote)
+    if (found := _digest(part, remote)) != expected:
         part.unlink()
         raise DownloadError(
-            f"{name}: the checksum of {file} is wrong (SHA-256 {digest.hexdigest()}, the hub says {expected}); "
-            "nothing was kept"
+            f"{name}: the checksum of {file} is wrong ({kind} {found}, the hub says {expected}); nothing was kept"
         )
 
 
@@ -171,9 +208,11 @@ def choose(name: str, files: list[str], quant: str | None) -> list[str]:
     DownloadError
         No file or more than one is meant, or a shard is not there; the message lists the names.
     """
+    has_folder = hub_folder.is_meant(files, None)
     files = sorted(file for file in files if file.lower().endswith(".gguf") and "mmproj" not in file.lower())
     if not files:
-        raise DownloadError(f"{name}: the repository holds no GGUF model")
+        advice = "; its safetensors are fetched without a quantisation" * has_folder
+        raise DownloadError(f"{name}: the repository holds no GGUF model{advice}")
     for candidate in (quant,) if quant else _PREFERENCE:
         word = re.compile(rf"(?:^|[-._/]){re.escape(candidate)}(?=[-./])", re.IGNORECASE)
         models = _models([file for file in files if word.search(file)])
@@ -198,16 +237,23 @@ def _models(files: list[str]) -> dict[str, list[str]]:
 
 
 def cached(root: Path) -> Iterator[tuple[str, Path, int]]:
-    """The whole models in the cache: name, first file, size in bytes."""
+    """The whole models in the cache: name, first file or folder, size of the weights in bytes."""
     for folder in sorted(root.glob("*/*")):
-        for file in _files(folder):
+        repo, files = f"hf:{folder.relative_to(root).as_posix()}", _files(folder)
+        for file in files:
             shards = [folder / shard for shard in _shards(file)]
             if shards[0] != folder / file or not all(shard.is_file() for shard in shards):
                 continue
             stem = _SHARD.sub("", shards[0].name).removesuffix(".gguf")
             quant = _QUANT.search(stem)
-            name = f"hf:{folder.relative_to(root).as_posix()}" + (f":{quant[1]}" if quant else "")
-            yield name, shards[0], sum(shard.stat().st_size for shard in shards)
+            yield repo + (f":{quant[1]}" if quant else ""), shards[0], _size(shards)
+        if weights := hub_folder.find_files(folder):
+            name = f"{repo}:{hub_folder.WORD}" if files else repo
+            yield name, folder, _size(folder / file for file in weights)
+
+
+def _size(paths: Iterable[Path]) -> int:
+    return sum(path.stat().st_size for path in paths)
 
 
 def _files(folder: Path) -> list[str]:

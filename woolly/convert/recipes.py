@@ -82,6 +82,13 @@ _PHI3 = {
     "mlp.gate_up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
 } | _FFN_NORM
+_GLM4 = _ATTENTION | {
+    "post_self_attn_layernorm": "post_attention_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "mlp.gate_up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+    "post_mlp_layernorm": "post_ffw_norm",
+}
 _MIXTRAL_EXPERTS = {
     "block_sparse_moe.gate": "ffn_gate_inp",
     "block_sparse_moe.experts.{e}.w1": "ffn_gate_exps",
@@ -353,6 +360,9 @@ RECIPES: dict[str, Recipe] = {
         activations=("gelu_pytorch_tanh",),
         is_tied=True,
     ),
+    "SeedOssForCausalLM": Recipe("seed_oss", _ATTENTION | {"post_attention_layernorm": "post_attention_norm"} | _MLP),
+    "Glm4ForCausalLM": Recipe("glm4", _GLM4, defaults={"partial_rotary_factor": 0.5}),
+    "Ernie4_5ForCausalLM": Recipe("ernie4_5", _LLAMA, is_tied=True),
     "GptOssForCausalLM": Recipe("gpt-oss", _GPT_OSS, keys=_gpt_oss_keys, make_more=mxfp4.make_experts),
 }
 # Models that also see: their text part is one of the above.

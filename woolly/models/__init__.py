@@ -9,9 +9,11 @@ from types import ModuleType
 from woolly.errors import UnsupportedModelError
 from woolly.metadata import show
 from woolly.models import (
+    ernie4_5,
     gemma,
     gemma2,
     gemma3,
+    glm4,
     gpt_oss,
     granite,
     llama,
@@ -20,6 +22,7 @@ from woolly.models import (
     qwen2,
     qwen3,
     qwen3moe,
+    seed_oss,
     smollm3,
     starcoder2,
 )
@@ -38,6 +41,9 @@ ARCHITECTURES: dict[str, ModuleType] = {
     "starcoder2": starcoder2,
     "qwen3moe": qwen3moe,
     "gpt-oss": gpt_oss,
+    "ernie4_5": ernie4_5,
+    "seed_oss": seed_oss,
+    "glm4": glm4,
 }
 
 

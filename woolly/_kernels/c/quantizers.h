@@ -92,13 +92,13 @@ static void mxfp4_rows(const float *x, int64_t n_blocks, uint8_t *out) {
 
 /* --- what the searches may do --- */
 
-static const affine_kind Q2_K_KIND = {16, 4, 3, 15, 3, 9, -0.5f, 0.2f};
-static const affine_kind Q4_K_KIND = {32, 2, 15, 63, 3, 11, -1, 0.2f};
-static const affine_kind Q5_K_KIND = {32, 2, 31, 63, 3, 8, -0.5f, 0.2f};
-static const scale_kind Q3_K_KIND = {16, 4, 0, 4, 3, -32, 1, 10, -0.9f, 0.2f, 1};
-static const scale_kind Q6_K_KIND = {16, 4, 0, 32, 31, -128, 3, 10, -0.9f, 0.2f, 0};
-static const scale_kind IQ4_XS_KIND = {32, 2, 1, 127, 113, -32, 3, 8, -7, 2, 0};
-static const scale_kind IQ4_NL_KIND = {32, 1, 1, 127, 113, 0, 3, 8, -7, 2, 0};
+static const affine_kind Q2_K_KIND = {16, 4, 3, 15, 9, -0.5f, 0.2f};
+static const affine_kind Q4_K_KIND = {32, 2, 15, 63, 11, -1, 0.2f};
+static const affine_kind Q5_K_KIND = {32, 2, 31, 63, 8, -0.5f, 0.2f};
+static const scale_kind Q3_K_KIND = {16, 4, 0, 4, 3, -32, 10, -0.9f, 0.2f};
+static const scale_kind Q6_K_KIND = {16, 4, 0, 32, 31, -128, 10, -0.9f, 0.2f};
+static const scale_kind IQ4_XS_KIND = {32, 2, 1, 127, 113, -32, 8, -21, 6};
+static const scale_kind IQ4_NL_KIND = {32, 1, 1, 127, 113, 0, 8, -21, 6};
 
 /* numbers of sub-blocks, of either kind, in their order; lanes are sub-blocks */
 static INLINE void integers_in_order(const f4 *v, int fours, int offset, uint8_t *out) {
@@ -226,7 +226,7 @@ static void iq4_nl_search(const float *x, iq4_nl_block *b) {
     tiles tile, w, levels;
     uint8_t l[128];
     load_four(x, 32, tile[0]);
-    importance(IQ4_NL_KIND.share, tile[0], 32, w[0]);
+    importance(tile[0], 32, w[0]);
     f4 d = search_scale(IQ4_NL_KIND, tile[0], w[0]);
     for (int r = 0; r < 4; r++) {
         b[r].d = f16_of_f32(d[r]);

@@ -47,14 +47,14 @@ static INLINE void load_four(const float *x, int n, f4 *tile) {
     for (int k = 0; k < n; k++) tile[k] = (f4){x[k], x[n + k], x[2 * n + k], x[3 * n + k]};
 }
 
-/* How much an error in x counts: share rms + |x|. Large weights count more, as what they multiply is larger more often than
- * not, but not in proportion. Of x^2, |x|, 1 and mixtures, shares of 1 to 3 left the least error in the outputs of SmolLM2's
- * matrices; and Q3_K takes 1: with few levels, the large weights behind a massive activation must not be cut. */
-static INLINE void importance(float share, const f4 *x, int n, f4 *w) {
+/* How much an error in x counts: rms + |x|. Large weights count more, as what they multiply is larger more often than not,
+ * but not in proportion. Of x^2, |x|, 1 and mixtures, this one left less error than ggml's quantisers do in both measures,
+ * the plain squared error and that weighted by x^2, and the least KL divergence on whole models, see docs/quality.md. */
+static INLINE void importance(const f4 *x, int n, f4 *w) {
     f4 sum = {0}, rms = {0};
     for (int k = 0; k < n; k++) sum += x[k] * x[k];
     for (int r = 0; r < 4; r++) rms[r] = sqrtf(sum[r] / (float)n);
-    for (int k = 0; k < n; k++) w[k] = share * rms + f4_abs(x[k]);
+    for (int k = 0; k < n; k++) w[k] = rms + f4_abs(x[k]);
 }
 
 /* --- x ~ d l - m, l in 0 .. most, d and m at least 0; d = unit sc, m = unit_m mn, sc and mn in 0 .. top --- */
@@ -62,7 +62,6 @@ static INLINE void importance(float share, const f4 *x, int n, f4 *w) {
 typedef struct {
     int n, fours;      /* weights of a sub-block, fours of sub-blocks of a block */
     float most, top;
-    float share;       /* see importance */
     int n_trials;
     float first, step; /* trial i spreads most + first + i step levels over the range of x */
 } affine_kind;
@@ -154,7 +153,7 @@ static INLINE void quantize_affine(affine_kind kind, const float *values, affine
     float most_d = 0, most_m = 0;
     for (int g = 0; g < kind.fours; g++) {
         load_four(values + 4 * kind.n * g, kind.n, x[g]);
-        importance(kind.share, x[g], kind.n, w[g]);
+        importance(x[g], kind.n, w[g]);
         fit[g] = search_affine(kind, x[g], w[g]);
         for (int r = 0; r < 4; r++) {
             most_d = fit[g].d[r] > most_d ? fit[g].d[r] : most_d;
@@ -174,10 +173,8 @@ typedef struct {
     int n, fours;
     int is_iq4;        /* levels are IQ4_VALUES, not all integers */
     float below, above, bottom;
-    float share;       /* see importance */
     int n_trials;
-    float first, step; /* trial i makes the largest |x| the level below + first + i step, */
-    int both_ends;     /* and above + first + i step too */
+    float first, step; /* trial i makes the largest |x| the level -below - first - i step, then above + first + i step */
 } scale_kind;
 
 typedef struct {
@@ -219,7 +216,7 @@ static INLINE f4 search_scale(scale_kind kind, const f4 *x, const f4 *w) {
     for (int i = 0; i < kind.n_trials; i++) {
         float more = kind.first + kind.step * (float)i;
         try_scale(kind, x, w, inverse * -(kind.below + more), &gain, &d);
-        if (kind.both_ends) try_scale(kind, x, w, inverse * (kind.above + more), &gain, &d);
+        try_scale(kind, x, w, inverse * (kind.above + more), &gain, &d);
     }
     try_scale(kind, x, w, f4_ratio(f4_set1(1), d), &gain, &d);
     return d;
@@ -254,7 +251,7 @@ static INLINE void quantize_scaled(scale_kind kind, const float *values, scale_b
     float largest = 0; /* in magnitude: it becomes bottom, which reaches one further than the top */
     for (int g = 0; g < kind.fours; g++) {
         load_four(values + 4 * kind.n * g, kind.n, x[g]);
-        importance(kind.share, x[g], kind.n, w[g]);
+        importance(x[g], kind.n, w[g]);
         d[g] = search_scale(kind, x[g], w[g]);
         for (int r = 0; r < 4; r++) largest = fabsf(d[g][r]) > fabsf(largest) ? d[g][r] : largest;
     }
