@@ -70,7 +70,7 @@ NARROW = {
     "config": set(),
     "atomic": set(),
     "formats": {"errors"},
-    "mixes": {"errors", "formats", "gguf_file"},
+    "mixes": {"errors", "formats", "gguf_file", "metadata"},
     "metadata": {"errors", "_kernels.scan"},
     "pretokenizers": {"errors"},
     "subwords": {"errors", "pretokenizers"},
