@@ -23,11 +23,11 @@ X86_ISAS = {
 OTHER_ISAS = {"scalar": []}
 
 KERNELS = Path("woolly/_kernels")
-is_x86 = platform.machine().lower() in ("x86_64", "amd64")
+is_x86 = platform.machine().lower() in ("x86_64", "amd64") and os.environ.get("WOOLLY_SCALAR", "0") != "1"
 isas = X86_ISAS if is_x86 else OTHER_ISAS
 
-# Builds for tests, each in a folder of its own (.ci/sanitize): WOOLLY_SANITIZE=address,undefined, or WOOLLY_DEBUG=1 for
-# more of Cython's checks. That indices of memoryviews are within bounds is checked in every build.
+# Builds for tests, each in a folder of its own (.ci/sanitize): WOOLLY_SANITIZE=address,undefined; WOOLLY_DEBUG=1 for more
+# of Cython's checks; WOOLLY_SCALAR=1 as on other processors. Every build checks indices of memoryviews.
 sanitizers = os.environ.get("WOOLLY_SANITIZE", "")
 is_debug = os.environ.get("WOOLLY_DEBUG", "0") == "1"
 CHECK_FLAGS = ["-O1", "-g1"] if sanitizers or is_debug else []
@@ -43,7 +43,10 @@ headers = sorted(str(path) for path in KERNELS.glob("c/**/*.h"))
 depends = {"": headers}
 
 libraries = [
-    (f"woolly_{isa}", {"sources": [str(KERNELS / f"c/isa_{isa}.c")], "cflags": C_FLAGS + flags + CHECK_FLAGS, "obj_deps": depends})
+    (
+        f"woolly_{isa}",
+        {"sources": [str(KERNELS / f"c/isa_{isa}.c")], "cflags": C_FLAGS + flags + CHECK_FLAGS, "obj_deps": depends},
+    )
     for isa, flags in isas.items()
 ]
 
@@ -52,7 +55,6 @@ EXTENSION_FLAGS = ["-O2", "-g0", "-ffp-contract=off", "-fopenmp", "-Wno-unused-f
 FLAGS_OF = {"quantize": ["-O3", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi"]}
 
 directives = {"language_level": 3, "cdivision": True, "embedsignature": True, "freethreading_compatible": True}
-directives |= dict.fromkeys(["boundscheck", "initializedcheck"], True)
 if is_debug:
     directives |= dict.fromkeys(["overflowcheck", "nonecheck"], True)
 

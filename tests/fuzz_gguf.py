@@ -179,7 +179,8 @@ def change_data(rng: random.Random, parts: ModelParts) -> None:
     else:
         raw = bytearray(data)
         for _ in range(rng.choice((1, 3, 30))):
-            at = rng.randrange(len(raw) or 1) // 34 * 34 if ggml_type == build.Q8_0 else rng.randrange(len(raw) or 1) // 4 * 4
+            block = 34 if ggml_type == build.Q8_0 else 4
+            at = rng.randrange(len(raw) or 1) // block * block
             odd = rng.choice((b"\0\x7c", b"\0\xfc", b"\0\x7e", b"\xff\x7b", b"\1\0"))
             if ggml_type != build.Q8_0:
                 odd = f32(rng.choice((*FLOATS, 3e38, -3e38)))

@@ -68,7 +68,7 @@ RANK = {module: rank for rank, row in enumerate(ORDER) for module in row}
 # Some know less than their row allows: what they may import of the package, at most
 NARROW = {
     "config": set(),
-    "atomic": set(),
+    "atomic": {"errors"},
     "formats": {"errors"},
     "mixes": {"errors", "formats", "gguf_file", "metadata"},
     "metadata": {"errors", "_kernels.scan"},
