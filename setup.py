@@ -26,13 +26,13 @@ KERNELS = Path("woolly/_kernels")
 is_x86 = platform.machine().lower() in ("x86_64", "amd64") and os.environ.get("WOOLLY_SCALAR", "0") != "1"
 isas = X86_ISAS if is_x86 else OTHER_ISAS
 
-# Builds for tests, each in a folder of its own (.ci/sanitize): WOOLLY_SANITIZE=address,undefined; WOOLLY_DEBUG=1 for more
-# of Cython's checks; WOOLLY_SCALAR=1 as on other processors. Every build checks indices of memoryviews.
+# Builds for tests, each in a folder of its own (.ci/sanitize): WOOLLY_SANITIZE=address,undefined; WOOLLY_DEBUG=1 for
+# more of Cython's checks; WOOLLY_SCALAR=1 as on other processors. Every build checks indices of memoryviews.
 sanitizers = os.environ.get("WOOLLY_SANITIZE", "")
 is_debug = os.environ.get("WOOLLY_DEBUG", "0") == "1"
-CHECK_FLAGS = ["-O1", "-g1"] if sanitizers or is_debug else []
+CHECK_FLAGS = []
 if sanitizers:
-    CHECK_FLAGS += [f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
+    CHECK_FLAGS += ["-O1", "-g1", f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
 
 # -ffp-contract=off: an fma happens where the source says so, on every instruction set alike.
 # -fno-ivopts, -g0, max-combine-insns: on these unrolled loops the passes take minutes, for nothing that was measured.
