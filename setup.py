@@ -23,8 +23,16 @@ X86_ISAS = {
 OTHER_ISAS = {"scalar": []}
 
 KERNELS = Path("woolly/_kernels")
-is_x86 = platform.machine().lower() in ("x86_64", "amd64")
+is_x86 = platform.machine().lower() in ("x86_64", "amd64") and os.environ.get("WOOLLY_SCALAR", "0") != "1"
 isas = X86_ISAS if is_x86 else OTHER_ISAS
+
+# Builds for tests, each in a folder of its own (.ci/sanitize): WOOLLY_SANITIZE=address,undefined; WOOLLY_DEBUG=1 for
+# more of Cython's checks; WOOLLY_SCALAR=1 as on other processors. Every build checks indices of memoryviews.
+sanitizers = os.environ.get("WOOLLY_SANITIZE", "")
+is_debug = os.environ.get("WOOLLY_DEBUG", "0") == "1"
+CHECK_FLAGS = []
+if sanitizers:
+    CHECK_FLAGS += ["-O1", "-g1", f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all", "-fno-omit-frame-pointer"]
 
 # -ffp-contract=off: an fma happens where the source says so, on every instruction set alike.
 # -fno-ivopts, -g0, max-combine-insns: on these unrolled loops the passes take minutes, for nothing that was measured.
@@ -35,7 +43,10 @@ headers = sorted(str(path) for path in KERNELS.glob("c/**/*.h"))
 depends = {"": headers}
 
 libraries = [
-    (f"woolly_{isa}", {"sources": [str(KERNELS / f"c/isa_{isa}.c")], "cflags": C_FLAGS + flags, "obj_deps": depends})
+    (
+        f"woolly_{isa}",
+        {"sources": [str(KERNELS / f"c/isa_{isa}.c")], "cflags": C_FLAGS + flags + CHECK_FLAGS, "obj_deps": depends},
+    )
     for isa, flags in isas.items()
 ]
 
@@ -44,6 +55,8 @@ EXTENSION_FLAGS = ["-O2", "-g0", "-ffp-contract=off", "-fopenmp", "-Wno-unused-f
 FLAGS_OF = {"quantize": ["-O3", "-fno-math-errno", "-fno-trapping-math", "-Wno-psabi"]}
 
 directives = {"language_level": 3, "cdivision": True, "embedsignature": True, "freethreading_compatible": True}
+if is_debug:
+    directives |= dict.fromkeys(["overflowcheck", "nonecheck"], True)
 
 extensions = [
     Extension(
@@ -51,8 +64,8 @@ extensions = [
         [str(path)],
         include_dirs=[str(KERNELS / "c"), numpy.get_include()],
         define_macros=[("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION")] + ([("WOOLLY_X86", "1")] if is_x86 else []),
-        extra_compile_args=EXTENSION_FLAGS + FLAGS_OF.get(path.stem, []),
-        extra_link_args=["-fopenmp"],
+        extra_compile_args=EXTENSION_FLAGS + FLAGS_OF.get(path.stem, []) + CHECK_FLAGS,
+        extra_link_args=["-fopenmp", *CHECK_FLAGS],
         libraries=["m"],
         depends=headers,
     )

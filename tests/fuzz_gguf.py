@@ -9,6 +9,7 @@ limit, a warning or any other exception is a find, and is told with its number: 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import json
 import mmap
@@ -22,6 +23,7 @@ import tempfile
 import time
 import traceback
 import warnings
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -30,7 +32,10 @@ import oracle_models
 from gguf_builder import GGUFBuilder, ModelParts, array, f32, string, u32, u64
 
 import woolly
+from woolly import cli_models, quantizing
+from woolly.gguf_file import GGUFFile
 from woolly.models import ARCHITECTURES
+from woolly.tokenizer import Tokenizer
 
 MARGIN_BYTES = 256 << 20  # that a worker may take beyond what it has after its first model
 MAX_CPU_S = 5  # for one mutant
@@ -174,7 +179,8 @@ def change_data(rng: random.Random, parts: ModelParts) -> None:
     else:
         raw = bytearray(data)
         for _ in range(rng.choice((1, 3, 30))):
-            at = rng.randrange(len(raw)) // 34 * 34 if ggml_type == build.Q8_0 else rng.randrange(len(raw)) // 4 * 4
+            block = 34 if ggml_type == build.Q8_0 else 4
+            at = rng.randrange(len(raw) or 1) // block * block
             odd = rng.choice((b"\0\x7c", b"\0\xfc", b"\0\x7e", b"\xff\x7b", b"\1\0"))
             if ggml_type != build.Q8_0:
                 odd = f32(rng.choice((*FLOATS, 3e38, -3e38)))
@@ -236,6 +242,7 @@ def virtual_bytes() -> int:
 def try_one(path: Path, data: bytes) -> str:
     """Open it and run four tokens: "refused", "ran" or "not finite"; anything else raises."""
     path.write_bytes(data)
+    look_at(path)
     try:
         model = woolly.load_gguf(path, n_threads=1)
     except woolly.WoollyError as error:
@@ -257,12 +264,41 @@ def try_one(path: Path, data: bytes) -> str:
     return "ran"
 
 
+def look_at(path: Path) -> None:
+    """Do what needs no model that runs: read the tokenizer, list what the file holds, write it in another format."""
+    options = argparse.Namespace(model=path, json=True, tensors=True)
+    with open(os.devnull, "w") as nothing, contextlib.redirect_stdout(nothing):
+        for action in (
+            lambda: Tokenizer.from_gguf(path),
+            lambda: cli_models.inspect(options),
+            lambda: quantize(path, path.with_suffix(".out")),
+        ):
+            check(action)
+
+
+def check(action: Callable[[], object]) -> None:
+    """Errors of Woolly's pass, if one can print them."""
+    try:
+        action()
+    except woolly.WoollyError as error:
+        if not str(error).isprintable():
+            raise AssertionError(f"the message is not printable: {error!r}") from error
+
+
+def quantize(source: Path, target: Path) -> None:
+    with GGUFFile.open(source) as file:
+        plan = quantizing.plan_quantization(file, "q4_k_m", allow_requantize=True)
+        quantizing.quantize_file(file, target, plan, n_threads=1)
+
+
 def work(first: int, last: int, state: Path) -> None:
     """Try mutants first to last - 1; each outcome is a line on stdout, the number in hand is in the file `state`."""
     warnings.simplefilter("error")
+    os.fsync = lambda handle: None  # nothing is to outlive a power cut
     path = state.with_suffix(".gguf")
     try_one(path, ModelParts().build())
-    limit(resource.RLIMIT_AS, virtual_bytes() + MARGIN_BYTES)
+    if "ASAN_OPTIONS" not in os.environ:  # AddressSanitizer counts on terabytes of addresses
+        limit(resource.RLIMIT_AS, virtual_bytes() + MARGIN_BYTES)
     with state.open("r+b") as file, mmap.mmap(file.fileno(), 8) as current:
         for number in range(first, last):
             current[:] = u64(number)

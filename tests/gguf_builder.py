@@ -5,6 +5,7 @@ Independent of both `woolly` and the `gguf` package, so that tests can write wha
 
 from __future__ import annotations
 
+import os
 import random
 import struct
 
@@ -33,6 +34,10 @@ def string(text: str | bytes, *, length: int | None = None) -> bytes:
 def array(element_type: int, elements: list[bytes], *, length: int | None = None) -> bytes:
     """The value of an array; `length` is what the file says of it."""
     return u32(element_type) + u64(len(elements) if length is None else length) + b"".join(elements)
+
+
+# Seconds of CPU for a file that is refused: sanitizers take several times as long.
+REFUSED_S = 5 if "ASAN_OPTIONS" in os.environ else 1
 
 
 class GGUFBuilder:

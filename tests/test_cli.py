@@ -14,6 +14,7 @@ import sys
 import types
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import woolly
@@ -619,6 +620,15 @@ def test_inspect_json(fake_file, capsys):
     assert cli.main(["inspect", str(fake_file), "--json", "--tensors"]) == 0
     tensors = json.loads(capsys.readouterr().out)["tensors"]
     assert tensors[1] == {"name": "b", "shape": [32], "format": "F32", "offset": 64, "bytes": 128}
+
+
+def test_inspect_shows_arrays_in_odd_places_by_their_length(fake_file, monkeypatch, capsys):
+    keys = ("general.architecture", "general.name", "tokenizer.ggml.model", "tokenizer.ggml.pre")
+    monkeypatch.setattr(FakeGGUFFile, "metadata", dict.fromkeys(keys, np.arange(9)))
+    assert cli.main(["inspect", str(fake_file), "--json"]) == 0
+    record = json.loads(capsys.readouterr().out)
+    assert record["name"] == record["architecture"] == record["tokenizer"]["pre"] == {"length": 9}
+    assert cli.main(["inspect", str(fake_file)]) == 0
 
 
 def test_inspect_what_says_nothing(fake_file, monkeypatch, capsys):

@@ -11,7 +11,7 @@ import gguf
 import gguf_builder as build
 import numpy as np
 import pytest
-from gguf_builder import GGUFBuilder, array, f32, string, u32, u64
+from gguf_builder import REFUSED_S, GGUFBuilder, array, f32, string, u32, u64
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -44,7 +44,7 @@ def refused(open_bytes):
         start_s = time.process_time()
         with pytest.raises(GGUFError, match=match) as caught:
             open_bytes(data)
-        assert time.process_time() - start_s < 1
+        assert time.process_time() - start_s < REFUSED_S
         message = str(caught.value)
         assert message.isprintable()
         assert len(message) < 1000
@@ -196,7 +196,7 @@ def test_a_million_tokens_open_fast(open_bytes):
     data = GGUFBuilder().key("tokens", build.ARRAY, array(build.STRING, [string("token")] * 1_000_000)).build()
     start_s = time.process_time()
     file = open_bytes(data)
-    assert time.process_time() - start_s < 0.5
+    assert time.process_time() - start_s < REFUSED_S
     assert file.metadata["tokens"][999_999] == "token"
 
 

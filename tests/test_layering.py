@@ -70,7 +70,7 @@ NARROW = {
     "config": set(),
     "atomic": {"errors"},
     "formats": {"errors"},
-    "mixes": {"errors", "formats", "gguf_file"},
+    "mixes": {"errors", "formats", "gguf_file", "metadata"},
     "metadata": {"errors", "_kernels.scan"},
     "mapped_file": {"errors"},
     "pretokenizers": {"errors"},

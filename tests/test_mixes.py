@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from woolly._kernels import QUANTIZED_FORMATS
-from woolly.errors import WoollyError
+from woolly.errors import GGUFError, WoollyError
 from woolly.formats import FORMATS
 from woolly.gguf_file import TensorInfo
 from woolly.mixes import ALIASES, FALLBACKS, MIXES, is_quantizable, plan_formats, resolve_mix
@@ -223,6 +223,21 @@ def test_names():
         assert resolve_mix(alias) is MIXES[name]
     with pytest.raises(WoollyError, match=r"^type 'q4_k_x' is unknown; expected one of f32, f16, bf16, q8_0"):
         resolve_mix("q4_k_x")
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "message"),
+    [
+        ("general.architecture", np.arange(3), r"^general.architecture: expected a string, got \[0, 1, 2\]$"),
+        ("llama.block_count", "32", r"^llama.block_count: expected an integer, got '32'$"),
+        ("llama.expert_count", np.array([0.5]), r"^llama.expert_count: expected an integer, got 0.5$"),
+        ("llama.attention.head_count", np.array(["a"]), r"head_count: expected an integer, got 'a'$"),
+    ],
+)
+def test_odd_metadata_are_refused(key, value, message):
+    tensors, metadata = model()
+    with pytest.raises(GGUFError, match=message):
+        plan_formats(tensors, metadata | {key: value}, MIXES["q4_k_m"])
 
 
 @pytest.mark.parametrize("mix", MIXES.values(), ids=str)

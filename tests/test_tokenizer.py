@@ -591,6 +591,7 @@ def broken(**keys: object) -> dict[str, object]:
     ("keys", "error", "message"),
     [
         ({}, GGUFError, "tokenizer.ggml.model is missing: the file has no tokenizer"),
+        (sentencepiece({}, pre=np.arange(3)), GGUFError, "tokenizer.ggml.pre is of type ndarray, expected str"),
         (broken(model=7), GGUFError, "tokenizer.ggml.model is of type int, expected str"),
         (
             broken(model="rwkv"),

@@ -159,7 +159,7 @@ def test_trouble_leaves_nothing(folder: Path, tmp_path: Path, monkeypatch: pytes
                 writing.write_gguf(source, out)
         assert left(tmp_path) == []
         with monkeypatch.context() as patch:
-            patch.setattr(writing.os, "fstatvfs", lambda _: os.statvfs_result((4096, 4096, 9, 1, 1, 0, 0, 0, 0, 255)))
+            patch.setattr(os, "fstatvfs", lambda _: os.statvfs_result((4096, 4096, 9, 1, 1, 0, 0, 0, 0, 255)))
             with pytest.raises(WoollyError, match=r"bytes do not fit on the disk, which has 4,096 free"):
                 writing.write_gguf(source, out)
         assert left(tmp_path) == []

@@ -31,7 +31,8 @@ def replacing(path: Path) -> Iterator[Path]:
     Raises
     ------
     OSError
-        The folder is not there, or cannot be written to.
+        The folder is not there or cannot be written to, or the disk is full; what the system says of a descriptor gets
+        the name `path`.
     """
     _remove_leftovers(path)
     handle, temporary = _locked_temporary(path)
@@ -42,6 +43,10 @@ def replacing(path: Path) -> Iterator[Path]:
         temporary.chmod(_CREATE_MODE & ~umask)
         os.fsync(handle)
         temporary.replace(path)
+    except OSError as error:
+        if error.errno is None or error.filename is not None:
+            raise
+        raise OSError(error.errno, os.strerror(error.errno), os.fspath(path)) from error
     finally:
         temporary.unlink(missing_ok=True)
         os.close(handle)
@@ -58,6 +63,21 @@ def check_target(path: Path, *, force: bool) -> None:
         raise WoollyError(f"{path}: is a folder, expected the name of a file to write")
     if path.exists() and not force:
         raise WoollyError(f"{path}: the file exists; --force replaces it")
+
+
+def reserve(descriptor: int, path: Path, n_bytes: int) -> None:
+    """Give a file its size, and refuse what does not fit on the disk before anything is computed.
+
+    Raises
+    ------
+    WoollyError
+        Names `path` and both sizes.
+    """
+    room = os.fstatvfs(descriptor)
+    free = room.f_bavail * room.f_frsize
+    if n_bytes > free:
+        raise WoollyError(f"{path}: {n_bytes:,} bytes do not fit on the disk, which has {free:,} free")
+    os.ftruncate(descriptor, n_bytes)
 
 
 def _locked_temporary(path: Path) -> tuple[int, Path]:

@@ -60,13 +60,13 @@ def inspect(args: argparse.Namespace) -> int:
 
 def _summarise(file: Any) -> dict[str, Any]:
     """What JSON shows; a key that the file lacks is None."""
-    metadata, tensors = file.metadata, file.tensors.values()
+    metadata, tensors = _plain_metadata(file.metadata), file.tensors.values()
     architecture = metadata.get("general.architecture")
     formats: dict[str, dict[str, int]] = {}
     for name, count in Counter(tensor.format.name for tensor in tensors).most_common():
         n_bytes = sum(tensor.n_bytes for tensor in tensors if tensor.format.name == name)
         formats[name] = {"tensors": count, "bytes": n_bytes}
-    words = metadata.get("tokenizer.ggml.tokens")
+    words = file.metadata.get("tokenizer.ggml.tokens")
     return {
         "name": metadata.get("general.name"),
         "architecture": architecture,
@@ -84,7 +84,7 @@ def _summarise(file: Any) -> dict[str, Any]:
         },
         "chat_template": isinstance(metadata.get("tokenizer.chat_template"), str),
         "gguf_version": getattr(file, "version", None),
-        "metadata": _plain_metadata(metadata),
+        "metadata": metadata,
     }
 
 

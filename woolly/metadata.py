@@ -20,8 +20,10 @@ _T = TypeVar("_T")
 
 def show(value: object) -> str:
     """Return `value` for an error message: on one line, control characters escaped, shortened."""
-    # Cut before repr: a hostile string may have megabytes.
-    text = repr(value[:100] if isinstance(value, str | bytes) else value)
+    # Cut before repr: a hostile string may have megabytes. The repr of an array has several lines.
+    if isinstance(value, str | bytes | np.ndarray):
+        value = value[:100]
+    text = repr(value.tolist() if isinstance(value, np.ndarray) else value)
     return text if len(text) <= 80 else text[:80] + "…"
 
 

@@ -14,9 +14,10 @@ from typing import Any
 
 import numpy as np
 
-from woolly.errors import WoollyError
+from woolly.errors import GGUFError, WoollyError
 from woolly.formats import FLOATS, FORMATS, Format
 from woolly.gguf_file import TensorInfo
+from woolly.metadata import show
 
 
 @dataclass(frozen=True)
@@ -166,9 +167,11 @@ class _Model:
     @classmethod
     def of(cls, tensors: Mapping[str, TensorInfo], metadata: Mapping[str, Any]) -> _Model:
         architecture = metadata.get("general.architecture", "")
-        heads = _first(metadata.get(f"{architecture}.attention.head_count"))
-        kv_heads = _first(metadata.get(f"{architecture}.attention.head_count_kv"), heads)
-        n_layers = _first(metadata.get(f"{architecture}.block_count"))
+        if not isinstance(architecture, str):
+            raise GGUFError(f"general.architecture: expected a string, got {show(architecture)}")
+        heads = _first(metadata, f"{architecture}.attention.head_count")
+        kv_heads = _first(metadata, f"{architecture}.attention.head_count_kv", heads)
+        n_layers = _first(metadata, f"{architecture}.block_count")
         ranks: dict[str, tuple[str, int]] = {}
         counts: dict[str, int] = {}
         for name in sorted(tensors, key=lambda name: (_layer_of(name), name)):
@@ -178,7 +181,7 @@ class _Model:
                 counts[part] = counts.get(part, 0) + 1
         return cls(
             n_layers=n_layers,
-            n_experts=_first(metadata.get(f"{architecture}.expert_count")),
+            n_experts=_first(metadata, f"{architecture}.expert_count"),
             n_gqa=heads // kv_heads if kv_heads else 1,
             is_large=architecture in ("llama", "qwen2") and n_layers == 80 and heads != kv_heads,
             is_tied="output.weight" not in tensors,
@@ -187,11 +190,16 @@ class _Model:
         )
 
 
-def _first(value: Any, default: int = 0) -> int:
+def _first(metadata: Mapping[str, Any], key: str, default: int = 0) -> int:
     """An integer of the metadata; of one for each layer, the first."""
+    value = metadata.get(key)
     if isinstance(value, np.ndarray):
-        value = value[0] if len(value) else None
-    return default if value is None else int(value)
+        value = value[0].item() if len(value) else None
+    if value is None:
+        return default
+    if type(value) is not int:
+        raise GGUFError(f"{key}: expected an integer, got {show(value)}")
+    return value
 
 
 def _layer_of(name: str) -> int:

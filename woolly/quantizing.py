@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from woolly._kernels import QUANTIZED_FORMATS, dequantize, kernel_formats, quantize_rows
-from woolly.atomic import replacing
+from woolly.atomic import replacing, reserve
 from woolly.errors import UnsupportedFormatError, WoollyError
 from woolly.formats import FLOATS, Format
 from woolly.gguf_file import GGUFFile, TensorInfo
@@ -156,7 +156,8 @@ def quantize_file(
     Raises
     ------
     WoollyError
-        A weight is NaN, infinite or too large for its format: the message names the tensor.
+        A weight is NaN, infinite or too large for its format: the message names the tensor. Or the disk has too little
+        room.
     OSError
 
     Notes
@@ -166,6 +167,8 @@ def quantize_file(
     with replacing(Path(target)) as temporary, temporary.open("wb") as out:
         out.write(_header(file, plan))
         _pad(out, file.alignment)
+        end = out.tell() + sum(_padded(tensor.n_bytes, file.alignment) for tensor in plan.tensors)
+        reserve(out.fileno(), Path(target), end)
         for tensor in plan.tensors:
             for blocks, n_bytes in _converted(file, tensor, n_threads):
                 out.write(blocks)
@@ -235,13 +238,17 @@ def _header(file: GGUFFile, plan: QuantizePlan) -> bytes:
         dims = tensor.source.shape[::-1]
         parts += [_string(tensor.source.name), struct.pack(f"<I{len(dims)}Q", len(dims), *dims)]
         parts.append(struct.pack("<IQ", tensor.format.ggml_type, offset))
-        offset += -(-tensor.n_bytes // file.alignment) * file.alignment
+        offset += _padded(tensor.n_bytes, file.alignment)
     return b"".join(parts)
 
 
 def _string(text: str) -> bytes:
     raw = text.encode()
     return struct.pack("<Q", len(raw)) + raw
+
+
+def _padded(n_bytes: int, alignment: int) -> int:
+    return -(-n_bytes // alignment) * alignment
 
 
 def _pad(out: BinaryIO, alignment: int) -> None:

@@ -94,7 +94,7 @@ class Tokenizer:
         self.hidden_ids = vocabulary.hidden_ids
         self.special_ids = vocabulary.special_ids
 
-        strips = _mask_strippers(vocabulary, metadata), _phi3_strippers(vocabulary, metadata)
+        strips = _mask_strippers(vocabulary, keys), _phi3_strippers(vocabulary, keys)
         self._special_text = _SpecialText(vocabulary.tokens, self.special_ids, *strips)
         self._user_defined_text = _SpecialText(vocabulary.tokens, self.special_ids - self.hidden_ids, *strips)
         self.adds_space_prefix = _reads_space_prefix(keys, vocabulary.kind)
@@ -349,18 +349,18 @@ def _reads_space_prefix(keys: Keys, kind: str) -> bool:
     return kind == "bert" or keys.get("add_space_prefix", bool, kind == "llama")
 
 
-def _phi3_strippers(vocabulary: Vocabulary, metadata: Mapping[str, Any]) -> frozenset[int]:
+def _phi3_strippers(vocabulary: Vocabulary, keys: Keys) -> frozenset[int]:
     """Return the tokens after which white space is lost: a property of Phi 3 that its files do not record."""
-    if vocabulary.kind != "llama" or metadata.get("general.architecture") != "phi3":
+    if vocabulary.kind != "llama" or keys.architecture != "phi3":
         return frozenset()
     return frozenset(i for i in vocabulary.special_ids if vocabulary.tokens[i] not in ("<unk>", "<s>", "<|endoftext|>"))
 
 
-def _mask_strippers(vocabulary: Vocabulary, metadata: Mapping[str, Any]) -> frozenset[int]:
+def _mask_strippers(vocabulary: Vocabulary, keys: Keys) -> frozenset[int]:
     """Return the mask tokens before which white space is lost: a property of some encoders, not recorded either."""
-    pre = metadata.get(f"{PREFIX}pre")
+    pre = keys.get("pre", str, None)
     encoder = pre in ("jina-v2-de", "jina-v2-es", "jina-v2-code", "modern-bert")
-    if encoder or metadata.get("general.architecture") in ("nomic-bert-moe", "jina-bert-v3"):
+    if encoder or keys.architecture in ("nomic-bert-moe", "jina-bert-v3"):
         mask = vocabulary.ids.get("[MASK]" if pre == "modern-bert" else "<mask>")
         return frozenset() if mask is None else frozenset({mask})
     return frozenset()

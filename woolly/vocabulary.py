@@ -102,6 +102,8 @@ class Keys:
 
     def __init__(self, metadata: Mapping[str, Any]) -> None:
         self.metadata = metadata
+        architecture = metadata.get("general.architecture")
+        self.architecture = architecture if isinstance(architecture, str) else None
 
     def get(self, name: str, kind: type, default: Any) -> Any:
         """Return a scalar, or `default` if the file has none; another type than `kind` raises GGUFError."""

@@ -18,7 +18,7 @@ import gguf
 import numpy as np
 
 from woolly._kernels import check_threads, kernel_formats
-from woolly.atomic import check_target, replacing
+from woolly.atomic import check_target, replacing, reserve
 from woolly.checkpoint import Checkpoint
 from woolly.convert.quantized import convert_rows, target_formats
 from woolly.convert.self_contained import METADATA_NAME, encode_metadata
@@ -70,7 +70,7 @@ def write_gguf(
         _write_gguf_header(temporary, source, formats, _file_type(source, formats, type))
         header_bytes = temporary.stat().st_size
         start, offsets, end = _places(source, formats, header_bytes, DEFAULT_ALIGNMENT, pads=True)
-        _reserve(descriptor, Path(path), end)
+        reserve(descriptor, Path(path), end)
         assert start % DEFAULT_ALIGNMENT == 0
         _write_tensors(descriptor, source, formats, offsets, check_threads(n_threads), show_bytes)
 
@@ -98,7 +98,7 @@ def write_safetensors(
         header = _safetensors_header(source, formats)
         _write_all(descriptor, header, 0)
         _, offsets, end = _places(source, formats, len(header), 1, pads=False)
-        _reserve(descriptor, Path(path), end)
+        reserve(descriptor, Path(path), end)
         _write_tensors(descriptor, source, formats, offsets, check_threads(n_threads), show_bytes)
 
 
@@ -132,18 +132,13 @@ def _dequantized_formats(source: Checkpoint, format: str) -> dict[str, Format]:
 def _opened(path: Path, force: bool) -> Iterator[tuple[int, Path]]:
     """A descriptor of the file to write and its temporary name; it gets its own when the block ends well."""
     check_target(path, force=force)
-    try:
-        with replacing(path) as temporary:
-            descriptor = os.open(temporary, os.O_WRONLY | os.O_CLOEXEC)
-            try:
-                yield descriptor, temporary
-            finally:
-                os.close(descriptor)
-            check_target(path, force=force)
-    except OSError as error:  # disk full and the like: descriptors have no names
-        if error.errno is None or error.filename is not None:
-            raise
-        raise OSError(error.errno, os.strerror(error.errno), os.fspath(path)) from error
+    with replacing(path) as temporary:
+        descriptor = os.open(temporary, os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            yield descriptor, temporary
+        finally:
+            os.close(descriptor)
+        check_target(path, force=force)
 
 
 def _write_all(descriptor: int, data: memoryview | bytes, offset: int) -> None:
@@ -194,15 +189,6 @@ def _places(
         if pads:
             end = -(-end // alignment) * alignment
     return start, offsets, end
-
-
-def _reserve(descriptor: int, path: Path, n_bytes: int) -> None:
-    """Give the file its size, and refuse what does not fit on the disk before anything is computed."""
-    room = os.fstatvfs(descriptor)
-    free = room.f_bavail * room.f_frsize
-    if n_bytes > free:
-        raise WoollyError(f"{path}: {n_bytes:,} bytes do not fit on the disk, which has {free:,} free")
-    os.ftruncate(descriptor, n_bytes)
 
 
 # --- headers ---

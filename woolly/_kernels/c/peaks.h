@@ -90,7 +90,13 @@ DEFINE_PEAK(peak_int8_scalar, , __m128i, PEAK_CHAINS_16, _mm_set1_epi32, DOT_128
 
 typedef float limits_f32 __attribute__((vector_size(16)));
 typedef int32_t limits_i32 __attribute__((vector_size(16)));
+#if defined(__aarch64__)
 #define LIMITS_REG(v) "+w"(v)
+#elif defined(__x86_64__) /* built with WOOLLY_SCALAR */
+#define LIMITS_REG(v) "+x"(v)
+#else
+#define LIMITS_REG(v) "+m"(v)
+#endif
 #define LIMITS_SET(i) {(i), (i), (i), (i)}
 static inline limits_f32 limits_set_f32(int i) { limits_f32 v = LIMITS_SET((float)i); return v; }
 static inline limits_i32 limits_set_i32(int i) { limits_i32 v = LIMITS_SET(i); return v; }
