@@ -149,6 +149,8 @@ def _add_model_mode(mode: argparse.ArgumentParser) -> None:
     mode.add_argument("-p", "--prompt-tokens", metavar="N,N", type=_naturals, default=[256], help="default: 256")
     mode.add_argument("-n", "--gen-tokens", metavar="N,N", type=_naturals, default=[32], help="default: 32")
     mode.add_argument("-d", "--depth", metavar="N,N", type=_naturals, default=[0], help="tokens before; default: 0")
+    text = "that decode together, a token of each in a step; default: 1"
+    mode.add_argument("--sequences", metavar="N,N", type=_numbers, default=[1], help=text)
     mode.add_argument(
         "--prompts", metavar="N,N", type=_numbers, default=[1, 10, 50, 100], help="for time to first token"
     )

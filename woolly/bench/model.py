@@ -44,7 +44,7 @@ def run(bench: Bench, args: argparse.Namespace) -> Iterator[Row]:
     n_ctx = max(max(args.depth) + max([*args.prompt_tokens, *args.gen_tokens]), *args.prompts, sustained) + 1
     prompts = [n for n in args.prompt_tokens if n]
     lengths = [n for n in args.gen_tokens if n]
-    bench.progress.start("model", len(args.depth) * (len(prompts) + len(lengths)) + len(args.prompts) + 2)
+    bench.progress.start("model", len(args.depth) * (len(prompts) + len(lengths) * len(args.sequences)) + len(args.prompts) + 2)
     bench.progress.step("opening the model")
     limits = Limits(repeat=bench.repeat)
     with opened(args, n_threads=bench.n_threads, n_ctx=n_ctx) as subject:
@@ -56,8 +56,9 @@ def run(bench: Bench, args: argparse.Namespace) -> Iterator[Row]:
                 bench.progress.step(f"pp{n} @ d{depth}")
                 yield common | _prefill_row(bench, limits, subject, n, depth)
             for n in lengths:
-                bench.progress.step(f"tg{n} @ d{depth}")
-                yield common | _decode_row(bench, limits, subject, n, depth)
+                for n_sequences in args.sequences:
+                    bench.progress.step(f"tg{n} @ d{depth}, {n_sequences} sequence(s)")
+                    yield common | _decode_row(bench, limits, subject, n, depth, n_sequences)
         if not subject.is_partial:
             for n in args.prompts:
                 bench.progress.step(f"first token after {n}")
@@ -112,22 +113,23 @@ def _prefill_row(bench: Bench, limits: Limits, subject: Subject, n: int, depth: 
     )
 
 
-def _decode_row(bench: Bench, limits: Limits, subject: Subject, n: int, depth: int) -> Row:
-    """Each sample is n tokens one by one, from the same depth."""
+def _decode_row(bench: Bench, limits: Limits, subject: Subject, n: int, depth: int, n_sequences: int) -> Row:
+    """Each sample is n steps of one token for each sequence, from the same depth; rates count all sequences."""
     if subject.is_partial:
         c = subject.model.config
         steps = timed_step(subject, n_tokens=1, depth=depth, repeat=n)
         samples = [n * projected_s(step, c.n_layers, subject.all_layers) for step in steps]
     else:
-        samples = _generate(bench, subject, n, depth)
-    row = _rates("tg", n, depth, samples)
+        samples = _generate(bench, subject, n, depth, n_sequences)
+    row = _rates("tg", n, depth, samples, n_sequences)
     c = subject.model.config
-    cache_bytes = 4 * subject.all_layers * c.n_kv_heads * c.head_dim * (depth + n // 2)  # keys and values, f16
+    # keys and values of every sequence, f16
+    cache_bytes = 4 * n_sequences * subject.all_layers * c.n_kv_heads * c.head_dim * (depth + n // 2)
     n_bytes = subject.read_bytes() + cache_bytes
     return row | bound(
         limits,
         kind=None,
-        ops=2.0 * sum(m.n_rows * m.n_cols for m in subject.matrices.values()),
+        ops=2.0 * n_sequences * sum(m.n_rows * m.n_cols for m in subject.matrices.values()),
         n_bytes=n_bytes,
         working_set=n_bytes,
         seconds=median(samples) / n,
@@ -135,27 +137,30 @@ def _decode_row(bench: Bench, limits: Limits, subject: Subject, n: int, depth: i
     )
 
 
-def _generate(bench: Bench, subject: Subject, n: int, depth: int) -> list[float]:
+def _generate(bench: Bench, subject: Subject, n: int, depth: int, n_sequences: int) -> list[float]:
     engine, vocab_size = subject.model.engine, subject.model.config.vocab_size
-    sequence = engine.new_sequence()
+    sequences = [engine.new_sequence() for _ in range(n_sequences)]
     if depth:
-        engine.step([(sequence, token_ids(depth, vocab_size))])
-    ids = token_ids(n, vocab_size, seed=2)
+        for sequence in sequences:
+            engine.step([(sequence, token_ids(depth, vocab_size))])
+    ids = [token_ids(n, vocab_size, seed=2 + i) for i in range(n_sequences)]
     samples = []
     for _ in range(bench.repeat + 1):
-        sequence.rewind(depth)
+        for sequence in sequences:
+            sequence.rewind(depth)
         started = time.perf_counter()
         for k in range(n):
-            engine.step([(sequence, ids[k : k + 1])])
+            engine.step([(sequence, own[k : k + 1]) for sequence, own in zip(sequences, ids, strict=True)])
         samples.append(time.perf_counter() - started)
     return samples[1:]
 
 
-def _rates(test: str, n: int, depth: int, seconds: list[float]) -> Row:
+def _rates(test: str, n: int, depth: int, seconds: list[float], n_sequences: int = 1) -> Row:
     """llama-bench's fields of one test."""
-    rates = [n / sample for sample in seconds]
+    rates = [n * n_sequences / sample for sample in seconds]
     return {
-        "test": f"{test}{n}" + (f" @ d{depth}" if depth else ""),
+        "test": f"{test}{n}" + (f" × {n_sequences}" if n_sequences > 1 else "") + (f" @ d{depth}" if depth else ""),
+        "n_sequences": n_sequences,
         "n_prompt": n if test == "pp" else 0,
         "n_gen": n if test == "tg" else 0,
         "n_depth": depth,
