@@ -22,7 +22,7 @@ from woolly.atomic import check_target, replacing, reserve
 from woolly.checkpoint import Checkpoint
 from woolly.convert.quantized import convert_rows, target_formats
 from woolly.convert.self_contained import METADATA_NAME, encode_metadata
-from woolly.errors import UnsupportedFormatError, WoollyError
+from woolly.errors import UnsupportedFormatError
 from woolly.formats import FLOATS, FORMATS, Format
 from woolly.gguf_file import DEFAULT_ALIGNMENT
 from woolly.metadata import Metadata, StringArray
