@@ -108,7 +108,7 @@ def test_interrupted_writing_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(cli_synth, "_tensor", fail)
     path = tmp_path / "out.gguf"
     path.write_text("what was there")
-    assert cli.main(["synth", str(path), *OPTIONS]) == cli.EXIT_INTERRUPTED
+    assert cli.main(["synth", str(path), *OPTIONS, "--force"]) == cli.EXIT_INTERRUPTED
     assert [file.name for file in tmp_path.iterdir()] == ["out.gguf"]
     assert path.read_text() == "what was there"
 

@@ -45,8 +45,8 @@ cdef void work_stage(Run *run, int32_t turn, float *scratch, int n_threads) noex
         work_rows(run, stage, tasks, scratch, n_threads)
 
 
-# How the row groups of all parts of a matmul are cut into chunks: a large one for each thread to begin with, whose weights
-# stream by without a break, then small ones for whoever is free
+# How the row groups of all parts of a matmul are cut into chunks: a large one for each thread to begin with, whose
+# weights stream by without a break, then small ones for whoever is free
 cdef struct Chunks:
     int64_t total
     int64_t n_large
@@ -99,8 +99,8 @@ cdef void work_matmul(Run *run, const Op *op, woolly_tasks *tasks, int n_threads
         args.x, args.xq = x.data + col * x.stride, x.q16 + col * x.q16_stride
         args.bf16 = x.bf16 + col * bf16_stride if rounds or has_digits else NULL
         while task < begin + count:
-            matmul_rows(run, op, col, chunk_begin(&chunks, task - begin), chunk_begin(&chunks, task - begin + 1), rounds,
-                        &args)
+            matmul_rows(run, op, col, chunk_begin(&chunks, task - begin), chunk_begin(&chunks, task - begin + 1),
+                        rounds, &args)
             task = next_task(tasks)
         begin += count
         col += block
