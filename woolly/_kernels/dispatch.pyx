@@ -105,8 +105,8 @@ def check_compute(compute, /):
         raise WoollyError(f"compute: expected one of {', '.join(COMPUTES)}, got {compute!r}")
     if compute == "bf16" and active_unit == NULL:
         raise UnsupportedISAError(
-            f'compute="bf16" needs AMX-BF16 or AVX512_BF16, which are used beside avx512_amx and avx512; this machine '
-            f'has neither, or WOOLLY_ISA hides it (the active ISA is {active_isa()}); compute="exact" runs everywhere')
+            'compute="bf16" needs AMX-BF16 or AVX512_BF16, used beside avx512_amx and avx512; this machine has '
+            f'neither, or WOOLLY_ISA hides it (the active ISA is {active_isa()}); compute="exact" runs everywhere')
     return compute == "bf16"
 
 
