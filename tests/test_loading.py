@@ -62,6 +62,15 @@ def test_bad_options_are_refused(tiny: Path) -> None:
         woolly.load_gguf(tiny, threads=1)
 
 
+def test_a_model_opens_where_no_thread_can_be_had(tiny: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr("woolly.loading.ThreadPoolExecutor.submit", refuse)
+    with woolly.load_gguf(tiny) as model:
+        assert model.tokenizer.vocab_size == model.config.vocab_size
+
+
 def test_files_that_are_no_model_are_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
         woolly.load_gguf(tmp_path / "nothing.gguf")

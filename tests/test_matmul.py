@@ -21,7 +21,6 @@ from strategies import MatmulCase
 
 from woolly._kernels import (
     PackedMatrix,
-    Pages,
     aligned_empty,
     available_isas,
     converted_formats,
@@ -31,6 +30,7 @@ from woolly._kernels import (
     quantize_q16,
     use_isa,
 )
+from woolly._kernels.pages import Pages
 from woolly.errors import UnsupportedFormatError, WoollyError
 
 U = 2.0**-24

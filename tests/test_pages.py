@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from woolly._kernels import KVCache, Pages
-from woolly._kernels.pages import HUGE_PAGE, sparse_zeros
+from woolly._kernels import KVCache
+from woolly._kernels.pages import HUGE_PAGE, Pages, sparse_zeros
 from woolly.memory import resident_bytes
 
 

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from woolly import synthetic
 from woolly._kernels import Program
@@ -28,6 +30,8 @@ from woolly.planning import cache_bytes, scratch_bytes, vocabulary_bytes
 from woolly.prompts import DEFAULT, TemplateSet
 from woolly.tokenizer import Tokenizer
 from woolly.weights import Weights, packed_bytes
+
+_T = TypeVar("_T")
 
 DEFAULT_N_CTX = 4096
 MAX_BATCH_TOKENS = 256  # of one run: more makes prefill no faster, and takes scratch
@@ -135,11 +139,11 @@ def _load(
         n_ctx = _check_n_ctx(n_ctx, config.n_ctx_train)
         program = Program(min(MAX_BATCH_TOKENS, n_ctx), n_threads, compute=compute)
         _check_memory(name, file, config, n_ctx, program, cache_dtype)
-        reading = pool.submit(_read_vocabulary, file, config)
+        read_vocabulary = _begin(pool, partial(_read_vocabulary, file, config))
         weights = Weights(file, n_threads=program.n_threads)
         arch.record(program, config, weights, n_ctx)
         weights.check_all_taken()
-        tokenizer, templates = reading.result()
+        tokenizer, templates = read_vocabulary()
     engine = Engine(program, config, n_ctx, cache_dtype=cache_dtype)
     return Model(
         name,
@@ -150,6 +154,14 @@ def _load(
         runtime_bytes=max(0, resident_bytes() - weights.nbytes),
         load_s=time.perf_counter() - started,
     )
+
+
+def _begin(pool: ThreadPoolExecutor, call: Callable[[], _T]) -> Callable[[], _T]:
+    """Begin a call in the background; what is returned waits for its result, or calls where no thread can be had."""
+    try:
+        return pool.submit(call).result
+    except RuntimeError:
+        return call
 
 
 def _read_vocabulary(file: Checkpoint, config: ModelConfig) -> tuple[Tokenizer, TemplateSet]:

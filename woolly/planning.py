@@ -33,7 +33,7 @@ def scratch_bytes(config: ModelConfig, max_tokens: int, *, quantised: bool, comp
     values = 4 * c.hidden_size + 2 * (q_size + kv_size + c.intermediate_size)
     integers = 0
     if quantised or compute == "bf16":
-        widths = (c.hidden_size, c.hidden_size, q_size, c.intermediate_size)
+        widths = (c.hidden_size, q_size, c.intermediate_size)
         integers = sum(activation_bytes(n, compute=compute) for n in widths)
     return max_tokens * (4 * values + integers) + 4 * c.vocab_size
 

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from woolly._kernels import PackedExperts, PackedMatrix, Pages, dequantize, kernel_formats
+from woolly._kernels import PackedExperts, PackedMatrix, dequantize, kernel_formats
+from woolly._kernels.pages import Pages
 from woolly.checkpoint import Checkpoint
 from woolly.errors import GGUFError, UnsupportedFormatError
 from woolly.gguf_file import TensorInfo

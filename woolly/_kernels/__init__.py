@@ -22,7 +22,6 @@ from woolly._kernels.executor import Stop
 from woolly._kernels.experts import PackedExperts, route_experts
 from woolly._kernels.generate import GENERATED_FORMATS, generate, generate_all
 from woolly._kernels.matmul import PackedMatrix, activation_bytes, aligned_empty, dequantize, matmul
-from woolly._kernels.pages import Pages
 from woolly._kernels.program import Program
 from woolly._kernels.quantize import QUANTIZED_FORMATS, quantize_rows
 from woolly._kernels.rows import (
@@ -46,7 +45,6 @@ __all__ = [
     "KVCache",
     "PackedExperts",
     "PackedMatrix",
-    "Pages",
     "Program",
     "Stop",
     "activation_bytes",
