@@ -133,9 +133,9 @@ def show(rows: list[Row]) -> None:
     """Medians of the models' rows, each beside its share of the limit, and ratios to other engines."""
     facts = rows[0]
     print(
-        f"{facts['machine']}, {facts['isa']}, {facts['n_threads']} thread(s), commit {facts['commit']}, {facts['date']}\n"
+        f"{facts['machine']}, {facts['isa']}, {facts['n_threads']} thread(s), commit {facts['commit']}, {facts['date']}"
     )
-    print("| model | compute | test | tokens/s | share | of |\n|---|---|---|---:|---:|---|")
+    print("\n| model | compute | test | tokens/s | share | of |\n|---|---|---|---:|---:|---|")
     for row in rows:
         if row["mode"] == "model" and "median_ts" in row:
             line = (

@@ -44,7 +44,8 @@ def run(bench: Bench, args: argparse.Namespace) -> Iterator[Row]:
     n_ctx = max(max(args.depth) + max([*args.prompt_tokens, *args.gen_tokens]), *args.prompts, sustained) + 1
     prompts = [n for n in args.prompt_tokens if n]
     lengths = [n for n in args.gen_tokens if n]
-    bench.progress.start("model", len(args.depth) * (len(prompts) + len(lengths) * len(args.sequences)) + len(args.prompts) + 2)
+    n_rates = len(args.depth) * (len(prompts) + len(lengths) * len(args.sequences))
+    bench.progress.start("model", n_rates + len(args.prompts) + 2)
     bench.progress.step("opening the model")
     limits = Limits(repeat=bench.repeat)
     with opened(args, n_threads=bench.n_threads, n_ctx=n_ctx) as subject:
