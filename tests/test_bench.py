@@ -222,10 +222,10 @@ def test_layer_of_other_architectures(run: Any, tmp_path: Path, name: str, matmu
 
 
 def test_model_rows_have_llama_benchs_fields(run: Any, tiny_llama: Path) -> None:
-    arguments = ["-p", "8,16", "-n", "4", "-d", "0,8", "--prompts", "1,10", "--sustained", "24"]
+    arguments = ["-p", "8,16", "-n", "4", "-d", "0,8", "--sequences", "1,3", "--prompts", "1,10", "--sustained", "24"]
     _, *rows = run("model", "--model", str(tiny_llama), *arguments)
     tests = [row["test"] for row in rows]
-    rates = ["pp8", "pp16", "tg4", "pp8 @ d8", "pp16 @ d8", "tg4 @ d8"]
+    rates = ["pp8", "pp16", "tg4", "tg4 × 3", "pp8 @ d8", "pp16 @ d8", "tg4 @ d8", "tg4 × 3 @ d8"]
     assert tests == [*rates, "prompt 1", "prompt 10", "sustained 24", "peak memory"]
     for row in rows[: len(rates)]:
         fields = {"model", "n_params", "n_threads", "test", "n_prompt", "n_gen", "n_depth", "avg_ts", "stddev_ts"}
@@ -540,6 +540,37 @@ def test_compare_matmuls() -> None:
     refused = subprocess.run(command[:2], capture_output=True, text=True, check=False)
     assert refused.returncode == 2
     assert "nothing to compare: give --model or --matmul" in refused.stderr
+
+
+def test_recorded_results_are_shown(tmp_path: Path) -> None:
+    facts = {"mode": "machine", "machine": "Linux", "isa": "avx2", "n_threads": 2, "commit": "abc1234", "date": "today"}
+    model = {
+        "mode": "model",
+        "model": "m",
+        "compute": "exact",
+        "test": "pp8",
+        "median_ts": 9.5,
+        "share": 0.5,
+        "limit": "read",
+    }
+    engines = {"woolly": {"median": 9.5, "woolly_ratio": 1.0}, "other": {"median": 1.0, "woolly_ratio": 9.5}}
+    compared = {"mode": "compare", "model": "m", "test": "pp8", "engines": engines}
+    loading = {"mode": "loading", "model": "m", "step": "open", "total_s": 0.25, "memory_bytes": 1e9}
+    path = tmp_path / "results.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in (facts, model, compared, loading)))
+    script = Path(__file__).parents[1] / "bench" / "record.py"
+    shown = subprocess.run(
+        [sys.executable, str(script), "--show", str(path)], capture_output=True, text=True, check=True
+    )
+    for line in (
+        "| m | exact | pp8 | 9.5 | 50% | read |",
+        "| m | pp8 | other | 1.0 | 9.50 |",
+        "| m | open | 0.25 | 1.00 |",
+    ):
+        assert line in shown.stdout
+    refused = subprocess.run([sys.executable, str(script), "--only", "x"], capture_output=True, text=True, check=False)
+    assert refused.returncode == 2
+    assert "--only: x: unknown; known: limits, kernels" in refused.stderr
 
 
 def test_read_limit_of_a_huge_model_takes_no_huge_buffer(monkeypatch: pytest.MonkeyPatch) -> None:
