@@ -10,11 +10,13 @@ import threading
 cimport openmp
 from cpython.exc cimport PyErr_CheckSignals
 from cython.parallel cimport parallel
-from libc.stdint cimport int32_t, int64_t
+from libc.stdint cimport int32_t, int64_t, uint8_t
 from libc.string cimport memset
 
 from woolly._kernels.experts cimport woolly_tasks
-from woolly._kernels.operations cimport ATTENTION, MATMUL, PLAN, Op, Run, n_rows, woolly_team, work_stage
+from woolly._kernels.operations cimport (
+    ATTENTION, MATMUL, PLAN, Op, Run, chunk_weights, n_rows, woolly_team, work_stage,
+)
 
 from woolly._kernels.threads import forks
 from woolly.errors import CancelledError, WoollyError
@@ -22,7 +24,7 @@ from woolly.errors import CancelledError, WoollyError
 cdef extern from "team.h" nogil:
     int32_t team_enter(woolly_team *team)
     bint team_leave(woolly_team *team, int32_t turn)
-    void team_wait(woolly_team *team, int32_t turn)
+    void team_wait(woolly_team *team, int32_t turn, const uint8_t *ahead, int64_t n_ahead)
     void team_open(woolly_team *team, int32_t turn)
 
 cdef extern from * nogil:
@@ -38,6 +40,9 @@ cdef extern from * nogil:
 
 cdef double SIGNAL_INTERVAL_S = 0.03
 cdef double LOCK_INTERVAL_S = 0.02  # how often a run that waits for another looks whether it is still wanted
+
+cdef enum:
+    MOST_TOKENS_AHEAD = 4      # of a step: with more it takes long enough over each weight
 
 cdef enum:
     GO_ON
@@ -132,6 +137,8 @@ cdef class Executor:
         plan: the thread that ends the turn before it does it, with no waiting.
         """
         cdef float *scratch = run.scratch + thread * run.scratch_floats
+        cdef const uint8_t *ahead = NULL
+        cdef int64_t n_ahead
         cdef int32_t turn = team_enter(&run.team)
         while turn < 2 * run.n_stages:
             work_stage(run, turn, scratch, n_threads)
@@ -141,7 +148,8 @@ cdef class Executor:
                 turn = self._next_turn(run, turn, scratch)
                 team_open(&run.team, turn)
             else:
-                team_wait(&run.team, turn)
+                n_ahead = weights_ahead(run, turn // 2, thread, n_threads, &ahead)
+                team_wait(&run.team, turn, ahead, n_ahead)
                 turn = team_enter(&run.team)
 
     cdef int32_t _next_turn(self, Run *run, int32_t turn, float *scratch) noexcept nogil:
@@ -183,6 +191,21 @@ cdef class Executor:
 cdef bint is_serial(const Run *run, int s) noexcept nogil:
     cdef const Op *op = &run.ops[run.stages[s].begin]
     return op.kind == PLAN or op.kind < MATMUL and n_rows(run, op) <= max(<int64_t>1, op.pairs)
+
+
+cdef int64_t weights_ahead(const Run *run, int s, int thread, int n_threads, const uint8_t **weights) noexcept nogil:
+    """What a thread that waits is going to read next, where weights are all that a step reads: bytes, 0 for none.
+
+    Chunk 0 of the next matmul is the business of the thread that begins its turn.
+    """
+    if run.n_tokens > MOST_TOKENS_AHEAD:
+        return 0
+    for s in range(s + 1, run.n_stages):
+        if run.ops[run.stages[s].begin].kind == MATMUL:
+            return chunk_weights(&run.ops[run.stages[s].begin], 1 + thread % (n_threads - 1), n_threads, weights)
+        if not is_serial(run, s):
+            break
+    return 0
 
 
 cdef void keep_time(Run *run, int s) noexcept nogil:

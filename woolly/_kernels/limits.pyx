@@ -33,7 +33,7 @@ cdef extern from "team.h" nogil:
         pass
     int32_t team_enter(woolly_team *team)
     bint team_leave(woolly_team *team, int32_t turn)
-    void team_wait(woolly_team *team, int32_t turn)
+    void team_wait(woolly_team *team, int32_t turn, const uint8_t *ahead, int64_t n_ahead)
     void team_open(woolly_team *team, int32_t turn)
 
 LINE_BYTES = 512  # what one step of the memory loops covers
@@ -153,7 +153,7 @@ cdef void go_through(woolly_team *team, int32_t n) noexcept nogil:
             turn += 1
             team_open(team, turn)
         else:
-            team_wait(team, turn)
+            team_wait(team, turn, NULL, 0)
             turn = team_enter(team)
 
 

@@ -135,3 +135,4 @@ cdef inline int64_t n_rows(const Run *run, const Op *op) noexcept nogil:
 
 
 cdef void work_stage(Run *run, int32_t turn, float *scratch, int n_threads) noexcept nogil
+cdef int64_t chunk_weights(const Op *op, int64_t i, int n_threads, const uint8_t **weights) noexcept nogil

@@ -24,6 +24,7 @@ cdef enum:
     BF16_ROW_STEP = 4               # groups of rows in a tile of bf16
     ROW_STEP = 2                    # and in the others
     BF16_COLUMN_BLOCK = 256         # for tiles of bf16, which read activations ahead, so that they need not stay in L2
+    MOST_BYTES_AHEAD = 1 << 18      # of weights that wait in L2 for their turn
     FLOAT_COLUMN_BLOCK = 264        # of float formats, which cut k themselves
     COLUMN_BLOCK_BYTES = 1 << 20    # half of a 2 MB L2: activations that stay there while row groups go by
 
@@ -70,6 +71,24 @@ cdef int64_t n_chunks(const Chunks *chunks) noexcept nogil:
 cdef int64_t chunk_begin(const Chunks *chunks, int64_t i) noexcept nogil:
     cdef int64_t n_large = min(i, chunks.n_large)
     return min(chunks.total, n_large * chunks.large + (i - n_large) * chunks.small)
+
+
+cdef int64_t chunk_weights(const Op *op, int64_t i, int n_threads, const uint8_t **weights) noexcept nogil:
+    """Where the weights of chunk i of a matmul begin; returns how many bytes there are of its first part, at most."""
+    cdef int64_t total = 0, first = 0, begin, end
+    cdef int part
+    cdef Chunks chunks
+    for part in range(op.n_parts):
+        total += op.parts[part].m.n_groups
+    chunks = cut_rows(total, ROW_STEP, n_threads)
+    begin, end = chunk_begin(&chunks, i), chunk_begin(&chunks, i + 1)
+    for part in range(op.n_parts):
+        if begin < first + op.parts[part].m.n_groups:
+            weights[0] = op.parts[part].m.w + (begin - first) * op.parts[part].m.group_bytes
+            end = min(end, first + op.parts[part].m.n_groups)
+            return min(MOST_BYTES_AHEAD, (end - begin) * op.parts[part].m.group_bytes)
+        first += op.parts[part].m.n_groups
+    return 0
 
 
 cdef void work_matmul(Run *run, const Op *op, woolly_tasks *tasks, int n_threads) noexcept nogil:

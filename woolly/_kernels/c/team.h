@@ -8,6 +8,7 @@
 
 #include <limits.h>
 #include <sched.h>
+#include <stddef.h>
 #include <stdint.h>
 #include <time.h>
 
@@ -54,10 +55,14 @@ static inline void team_sleep(woolly_team *team, int32_t turn) {
 #endif
 }
 
-/* wait until a turn is over */
-static inline void team_wait(woolly_team *team, int32_t turn) {
+/* Wait until a turn is over; meanwhile memory that is read after it is fetched into this core's L2 */
+static inline void team_wait(woolly_team *team, int32_t turn, const uint8_t *ahead, int64_t n_ahead) {
     int64_t until = 0;
     for (int spins = 1; __atomic_load_n(&team->turn, __ATOMIC_ACQUIRE) == turn; spins++) {
+        if (n_ahead > 0) {
+            __builtin_prefetch(ahead, 0, 2);
+            ahead += 64, n_ahead -= 64;
+        }
         SPIN_PAUSE();
         if (spins % SPINS_A_LOOK) continue;
         if (until == 0) until = team_clock_ns() + SPIN_NS;
@@ -70,7 +75,7 @@ static inline int32_t team_enter(woolly_team *team) {
     uint64_t state = __atomic_load_n(&team->state, __ATOMIC_ACQUIRE);
     for (;;) {
         if (state & TEAM_CLOSED) {
-            team_wait(team, (int32_t)(state >> 32));
+            team_wait(team, (int32_t)(state >> 32), NULL, 0);
             state = __atomic_load_n(&team->state, __ATOMIC_ACQUIRE);
         } else if (__atomic_compare_exchange_n(&team->state, &state, state + 1, 0, __ATOMIC_ACQ_REL, __ATOMIC_ACQUIRE)) {
             return (int32_t)(state >> 32);
