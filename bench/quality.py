@@ -125,7 +125,12 @@ def measure_greedy(model: woolly.Model, oracle: ReferenceModel, n_tokens: int, p
 def measure(name: str, options: argparse.Namespace, progress: Progress) -> dict[str, Any]:
     """Everything about one model."""
     path = hub.resolve(name)
-    how = {"n_threads": options.threads, "cache_dtype": options.cache_dtype, "name": Path(name).stem}
+    how = {
+        "n_threads": options.threads,
+        "cache_dtype": options.cache_dtype,
+        "compute": options.compute,
+        "name": Path(name).stem,
+    }
     with woolly.load_gguf(path, **how) as model:
         tokens, bos = windows_of(model, Path(options.text).read_text())
         result: dict[str, Any] = {"model": model.name, "isa": model.isa, "threads": model.n_threads}
@@ -153,7 +158,12 @@ def measure_formats(name: str, options: argparse.Namespace, progress: Progress) 
             n_weights: Counter[str] = Counter()
             for tensor in plan.tensors:
                 n_weights[tensor.format.name] += math.prod(tensor.source.shape)
-            how = {"n_threads": options.threads, "cache_dtype": options.cache_dtype, "name": format}
+            how = {
+                "n_threads": options.threads,
+                "cache_dtype": options.cache_dtype,
+                "compute": options.compute,
+                "name": format,
+            }
             with woolly.load_gguf(path, **how) as model:
                 tokens, bos = windows_of(model, Path(options.text).read_text())
                 oracle = ReferenceModel.from_gguf(path)
@@ -197,6 +207,7 @@ def main() -> None:
     parser.add_argument("--greedy", type=int, default=32, help="tokens after each prompt (default: %(default)s)")
     parser.add_argument("--threads", type=int, help="default: a thread a core")
     parser.add_argument("--cache-dtype", choices=("f16", "f32"), default="f16")
+    parser.add_argument("--compute", choices=("exact", "bf16"), default="exact", help="default: %(default)s")
     parser.add_argument("--each-format", action="store_true", help="quantise the model to each format, and compare")
     options = parser.parse_args()
     if not Path(options.text).is_file():
