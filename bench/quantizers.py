@@ -10,7 +10,8 @@ weights as they were trained do: normal noise of `--dither` times the root mean 
 that 4 bits have left already, takes them off it.
 
 A ratio below 1 means that Woolly's file is nearer to the F32 model. Where most rows of a model are no whole number of
-256-blocks, as SmolLM2's, `--pure` puts a format to the test where its mix would not use it at all.
+256-blocks, as SmolLM2's, a mix is mostly fallbacks, and those are the same for both: `--alone` quantises the matrices
+that take the type's own format, and leaves the others F32.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import json
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +38,7 @@ from woolly import hub, quantizing
 from woolly._kernels import quantize_rows
 from woolly.formats import FLOATS, FORMATS
 from woolly.gguf_file import GGUFFile
-from woolly.quantizing import plan_quantization, quantize_file
+from woolly.quantizing import TensorPlan, plan_quantization, quantize_file
 
 TYPES = "q2_k,q3_k_s,q3_k_m,q4_k_s,q4_k_m,q5_k_m,q6_k,iq4_nl,iq4_xs"
 Rows = Callable[..., NDArray[np.uint8]]
@@ -109,12 +111,14 @@ class Judge:
         self._exact = [found.astype(np.float32) for found in self._distributions(base, "F32")]
         self.perplexity = self._perplexity(self._exact)
 
-    def measure(self, type: str, *, pure: bool, who: str, rows: Rows) -> dict[str, float]:
+    def measure(self, type: str, *, alone: bool, who: str, rows: Rows) -> dict[str, float]:
         """Quantise the base model with one quantiser, and compare."""
         path = self.base.with_name("quantised.gguf")
         quantizing.quantize_rows = rows
         with GGUFFile.open(self.base) as file:
-            plan = plan_quantization(file, type, pure=pure)
+            plan = plan_quantization(file, type, pure=alone)
+            if alone:
+                plan = replace(plan, tensors=tuple(_own_or_kept(tensor, plan.mix.base) for tensor in plan.tensors))
             task = self._progress.add_task(f"{type}: {who} quantises", total=plan.bytes_before)
             quantize_file(file, path, plan, on_progress=lambda _, n: self._progress.advance(task, n))
             self._progress.remove_task(task)
@@ -147,6 +151,10 @@ class Judge:
         return float(np.exp(np.mean(losses)))
 
 
+def _own_or_kept(tensor: TensorPlan, own: str) -> TensorPlan:
+    return tensor if tensor.format.name == own else TensorPlan(tensor.source, tensor.source.format)
+
+
 def measure_model(name: str, options: argparse.Namespace, text: str, progress: Progress) -> list[dict[str, Any]]:
     """All types of one model."""
     results: list[dict[str, Any]] = []
@@ -160,8 +168,10 @@ def measure_model(name: str, options: argparse.Namespace, text: str, progress: P
         judge = Judge(base, text, options.windows, progress)
         progress.console.print(f"{Path(name).stem}: perplexity in F32 {judge.perplexity:.4f}")
         for type in options.types.split(","):
-            both = {who: judge.measure(type, pure=options.pure, who=who, rows=rows) for who, rows in quantizers.items()}
-            results.append({"model": Path(name).stem, "type": type, "pure": options.pure, **both})
+            both = {
+                who: judge.measure(type, alone=options.alone, who=who, rows=rows) for who, rows in quantizers.items()
+            }
+            results.append({"model": Path(name).stem, "type": type, "alone": options.alone, **both})
             progress.console.print(_line(type, both))
     return results
 
@@ -180,7 +190,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="what quantising loses, beside ggml's quantisers")
     parser.add_argument("models", nargs="+", metavar="MODEL", help="a path or a cached name")
     parser.add_argument("--types", default=TYPES, help="default: %(default)s")
-    parser.add_argument("--pure", action="store_true", help="all matrices in the type's own format where it fits")
+    parser.add_argument("--alone", action="store_true", help="only what takes the type's own format, the rest in F32")
     parser.add_argument("--windows", type=int, default=8, help="of 512 tokens (default: %(default)s)")
     parser.add_argument("--text", default=TEXT, help="what is read (default: %(default)s)")
     parser.add_argument("--dither", type=float, default=0.08, help="noise added to the weights (default: %(default)s)")

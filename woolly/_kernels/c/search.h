@@ -48,8 +48,8 @@ static INLINE void load_four(const float *x, int n, f4 *tile) {
 }
 
 /* How much an error in x counts: rms + |x|. Large weights count more, as what they multiply is larger more often than not,
- * but not in proportion. Of x^2, |x|, 1 and mixtures, this one left less error than ggml's quantisers do in both measures,
- * the plain squared error and that weighted by x^2, and the least KL divergence on whole models, see docs/quality.md. */
+ * but not in proportion. Of x^2, |x|, 1 and mixtures, this one leaves about as little error as ggml's quantisers or less in
+ * both measures, plain and weighted by x^2, of every format but Q2_K, which is behind in the second: see docs/quality.md. */
 static INLINE void importance(const f4 *x, int n, f4 *w) {
     f4 sum = {0}, rms = {0};
     for (int k = 0; k < n; k++) sum += x[k] * x[k];
