@@ -90,3 +90,19 @@ def test_weights_outlive_the_file(tmp_path) -> None:
     path.unlink()
     assert np.isfinite(matrix.dequantize()).all()
     assert np.isfinite(vector).all()
+
+
+def test_what_goes_wrong_meanwhile_ends_packing_before_the_next_tensor(tmp_path) -> None:
+    wrong: list[GGUFError] = []
+
+    def check() -> None:
+        for error in wrong:
+            raise error
+
+    path = write_tiny_llama(tmp_path / "tiny.gguf", dtype="q8_0")
+    with GGUFFile.open(path) as file:
+        weights = Weights(file, check=check)
+        weights.vector("output_norm.weight", 64)
+        wrong.append(GGUFError("the vocabulary is bad"))
+        with pytest.raises(GGUFError, match="the vocabulary is bad"):
+            weights.matrix("token_embd.weight", (320, 64))

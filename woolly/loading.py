@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 from woolly import synthetic
 from woolly._kernels import Program
@@ -139,11 +140,11 @@ def _load(
         n_ctx = _check_n_ctx(n_ctx, config.n_ctx_train)
         program = Program(min(MAX_BATCH_TOKENS, n_ctx), n_threads, compute=compute)
         _check_memory(name, file, config, n_ctx, program, cache_dtype)
-        read_vocabulary = _begin(pool, partial(_read_vocabulary, file, config))
-        weights = Weights(file, n_threads=program.n_threads)
+        vocabulary = _Background(pool, partial(_read_vocabulary, file, config))
+        weights = Weights(file, n_threads=program.n_threads, check=vocabulary.check)
         arch.record(program, config, weights, n_ctx)
         weights.check_all_taken()
-        tokenizer, templates = read_vocabulary()
+        tokenizer, templates = vocabulary.result()
     engine = Engine(program, config, n_ctx, cache_dtype=cache_dtype)
     return Model(
         name,
@@ -156,12 +157,23 @@ def _load(
     )
 
 
-def _begin(pool: ThreadPoolExecutor, call: Callable[[], _T]) -> Callable[[], _T]:
-    """Begin a call in the background; what is returned waits for its result, or calls where no thread can be had."""
-    try:
-        return pool.submit(call).result
-    except RuntimeError:
-        return call
+class _Background(Generic[_T]):
+    """A call that another thread makes meanwhile, or this one in the end where no thread can be had."""
+
+    def __init__(self, pool: ThreadPoolExecutor, call: Callable[[], _T]) -> None:
+        self._call = call
+        self._future: Future[_T] | None = None
+        with contextlib.suppress(RuntimeError):
+            self._future = pool.submit(call)
+
+    def check(self) -> None:
+        """Raise what the call has raised, if it has ended so."""
+        if self._future is not None and self._future.done():
+            self._future.result()
+
+    def result(self) -> _T:
+        """What the call gives; waits for it."""
+        return self._call() if self._future is None else self._future.result()
 
 
 def _read_vocabulary(file: Checkpoint, config: ModelConfig) -> tuple[Tokenizer, TemplateSet]:

@@ -7,7 +7,7 @@ nothing is inflated on the way. It does not know what a tensor is for.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,6 +40,8 @@ class Weights:
         A GGUF file, or what shows a folder as one.
     n_threads : int, optional
         For packing.
+    check : callable, optional
+        Called before each tensor; what it raises ends the packing.
 
     Attributes
     ----------
@@ -47,8 +49,11 @@ class Weights:
         Bytes of all weights taken so far, as they lie in memory.
     """
 
-    def __init__(self, file: Checkpoint, *, n_threads: int | None = None) -> None:
+    def __init__(
+        self, file: Checkpoint, *, n_threads: int | None = None, check: Callable[[], None] | None = None
+    ) -> None:
         self._file = file
+        self._check = check
         self._n_threads = n_threads
         self._taken: set[str] = set()
         self._pages = Pages(sum(packed_bytes(info) + _ALIGN for info in file.tensors.values() if len(info.shape) == 2))
@@ -149,6 +154,8 @@ class Weights:
         self._taken.add(name)
 
     def _checked(self, name: str, shape: tuple[int, ...]) -> TensorInfo:
+        if self._check is not None:
+            self._check()
         info = self._file.tensors.get(name)
         if info is None:
             raise GGUFError(f"{self._file.path}: tensor {show(name)} is missing")
