@@ -142,8 +142,12 @@ def _load(
         _check_memory(name, file, config, n_ctx, program, cache_dtype)
         vocabulary = _Background(pool, partial(_read_vocabulary, file, config))
         weights = Weights(file, n_threads=program.n_threads, check=vocabulary.check)
-        arch.record(program, config, weights, n_ctx)
-        weights.check_all_taken()
+        try:
+            arch.record(program, config, weights, n_ctx)
+            weights.check_all_taken()
+        except WoollyError:
+            vocabulary.result()  # where both are bad, it is always the vocabulary that is told
+            raise
         tokenizer, templates = vocabulary.result()
     engine = Engine(program, config, n_ctx, cache_dtype=cache_dtype)
     return Model(
