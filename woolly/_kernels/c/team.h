@@ -26,7 +26,8 @@
 
 enum {
     SPINS_A_LOOK = 64,        /* between two looks at the clock */
-    SPIN_NS = 50000,          /* longer means that a thread lost its core; to wake one costs 5 us, in a guest 50 */
+    SPIN_NS = 50000,          /* longer may mean that a thread lost its core: those that wait offer theirs */
+    SLEEP_NS = 5000000,       /* to wake a thread costs 5 us, in a guest 50 or, where the host gave its core away, far more */
 };
 
 #define TEAM_CLOSED (UINT64_C(1) << 31)
@@ -57,7 +58,7 @@ static inline void team_sleep(woolly_team *team, int32_t turn) {
 
 /* Wait until a turn is over; meanwhile memory that is read after it is fetched into this core's L2 */
 static inline void team_wait(woolly_team *team, int32_t turn, const uint8_t *ahead, int64_t n_ahead) {
-    int64_t until = 0;
+    int64_t since = 0;
     for (int spins = 1; __atomic_load_n(&team->turn, __ATOMIC_ACQUIRE) == turn; spins++) {
         if (n_ahead > 0) {
             __builtin_prefetch(ahead, 0, 2);
@@ -65,8 +66,10 @@ static inline void team_wait(woolly_team *team, int32_t turn, const uint8_t *ahe
         }
         SPIN_PAUSE();
         if (spins % SPINS_A_LOOK) continue;
-        if (until == 0) until = team_clock_ns() + SPIN_NS;
-        else if (team_clock_ns() > until) team_sleep(team, turn);
+        int64_t now = team_clock_ns();
+        if (since == 0) since = now;
+        if (now - since > SLEEP_NS) team_sleep(team, turn);
+        else if (now - since > SPIN_NS) sched_yield();
     }
 }
 
