@@ -3,6 +3,7 @@
 Runs the modes of `woolly.bench` and `bench/compare.py` over two real models and files of a 1B model with generated
 weights, which are made in DIR where they are missing, and writes what they measured as JSON lines to
 bench/results/COMMIT.jsonl: the machine first, then a row for each measurement, with its limit from the same process.
+With --only, what the file has of other parts is kept.
 `--show FILE` prints such a file as a table. Not part of the package.
 """
 
@@ -61,22 +62,29 @@ def main() -> int:
     from woolly.bench import machine
 
     parts = commands(args.repeat)
-    runs = [run for part in args.only or parts for run in parts[part]]
+    runs = [(part, *run) for part in args.only or parts for run in parts[part]]
     facts = machine.describe(check_threads(args.threads))
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{facts['commit']}.jsonl"
-    rows = [facts]
+    rows = [facts, *kept(path, {part for part, *_ in runs})]
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     with Progress(*columns) as progress:
         task = progress.add_task("files", total=len(runs))
         for run in runs:
-            progress.update(task, description=" ".join(part for part in run if part)[:60])
-            rows += measured(*run, args)
+            part, command, model = run
+            progress.update(task, description=f"{command} {model}"[:60])
+            rows += ({"part": part, **row} for row in measured(command, model, args))
             path.write_text("".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
             progress.advance(task)
     show(rows)
     print(path)
     return 0
+
+
+def kept(path: Path, parts: set[str]) -> list[Row]:
+    """Rows of an earlier run at the same commit, but for the parts that are measured again."""
+    rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    return [row for row in rows if row["mode"] != "machine" and row["part"] not in parts]
 
 
 def measured(command: str, model: str, args: argparse.Namespace) -> Iterator[Row]:
