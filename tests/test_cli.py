@@ -33,6 +33,7 @@ class FakeTiming:
     decode_tokens_per_s: float = math.inf
     threads: int = 2
     isa: str = "avx2"
+    compute: str = "exact"
 
 
 @dataclasses.dataclass
@@ -59,6 +60,7 @@ class FakeModel:
     name = "fake"
     n_threads = 2
     isa = "avx2"
+    compute = "exact"
     load_s = 0.5
     n_ctx = 4096
 
@@ -118,8 +120,9 @@ def use_model(monkeypatch):
     """A function that makes `woolly.load` return a model and note its arguments."""
 
     def use(model):
-        def load(path_or_name=None, *, n_ctx=None, n_threads=None, quantize=None):
+        def load(path_or_name=None, *, n_ctx=None, n_threads=None, compute="exact", quantize=None):
             model.loaded_with = (path_or_name, n_ctx, n_threads)
+            model.compute = compute
             model.quantized_to = quantize
             return model
 
@@ -163,10 +166,11 @@ def test_all_options_arrive(use_model):
     model = use_model(FakeModel())
     options = (
         "-n 32 --temperature 0 --top-k 5 --top-p 0.5 --min-p 0.1 --repeat-penalty 1.1 --seed 7 --threads 3 --ctx 99"
-        " --quantize q8_0"
+        " --quantize q8_0 --compute bf16"
     )
     assert cli.main(["run", "smollm2", "--prompt", "x", *options.split()]) == 0
     assert model.loaded_with == ("smollm2", 99, 3)
+    assert model.compute == "bf16"
     assert model.quantized_to == "q8_0"
     sampling = {"temperature": 0, "top_k": 5, "top_p": 0.5, "min_p": 0.1, "repeat_penalty": 1.1, "seed": 7}
     assert model.calls[0][2] == {"max_tokens": 32, **sampling}
@@ -204,6 +208,7 @@ def test_json(use_model, capsys, argv, call):
             "decode_tokens_per_s": None,
             "threads": 2,
             "isa": "avx2",
+            "compute": "exact",
         },
     }
     assert [name for name, *_ in model.calls] == [call]
