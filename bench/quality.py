@@ -36,7 +36,7 @@ from rich.table import Table
 
 import woolly
 from woolly import hub
-from woolly._kernels import QUANTIZED_FORMATS
+from woolly._kernels import COMPUTES, QUANTIZED_FORMATS
 from woolly.gguf_file import GGUFFile
 from woolly.quantizing import plan_quantization, quantize_file
 
@@ -207,7 +207,7 @@ def main() -> None:
     parser.add_argument("--greedy", type=int, default=32, help="tokens after each prompt (default: %(default)s)")
     parser.add_argument("--threads", type=int, help="default: a thread a core")
     parser.add_argument("--cache-dtype", choices=("f16", "f32"), default="f16")
-    parser.add_argument("--compute", choices=("exact", "bf16"), default="exact", help="default: %(default)s")
+    parser.add_argument("--compute", choices=COMPUTES, default="exact", help="default: %(default)s")
     parser.add_argument("--each-format", action="store_true", help="quantise the model to each format, and compare")
     options = parser.parse_args()
     if not Path(options.text).is_file():

@@ -123,6 +123,7 @@ def check_rows(rng: np.random.Generator) -> None:
         rows_module.exp_f32(copied(rng.standard_normal(n)))
         if n % 32 == 0:
             rows_module.quantize_q16(x)
+            rows_module.quantize_q8(x)
         if n % 2 == 0:
             heads = copied(rng.standard_normal((2, 1, n)))
             angles = copied(rng.standard_normal((2, n // 2)))
@@ -146,9 +147,11 @@ def check_matmul(rng: np.random.Generator, name: str) -> None:
             w.rows(np.array([n_rows - 1, 0]))
             for n in (1, 2, 3, 4, 5, 6, 7, 12, 13, 17, 49):
                 x = copied(rng.standard_normal((n, n_cols)))
-                out = matmul_module.matmul(w, x, out=guarded((n, n_rows), np.float32), n_threads=1)
-                assert np.isfinite(out).all(), (name, n_rows, n_cols, n)
-                count()
+                for compute in ("exact", "int8"):
+                    out = guarded((n, n_rows), np.float32)
+                    matmul_module.matmul(w, x, out=out, compute=compute, n_threads=1)
+                    assert np.isfinite(out).all(), (name, n_rows, n_cols, n, compute)
+                    count()
 
 
 def check_attention(rng: np.random.Generator) -> None:

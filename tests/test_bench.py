@@ -17,11 +17,11 @@ import oracle_models
 import pytest
 from make_gguf import write_tiny_gemma3, write_tiny_llama
 
-from woolly._kernels import active_isa, aligned_empty, available_isas
+from woolly._kernels import active_isa, aligned_empty, available_isas, use_isa
 from woolly._kernels import limits as loops
 from woolly.bench import harness, limits, machine, plots, report, sizes, stack, steps, subjects
 from woolly.bench.__main__ import main
-from woolly.bench.limits import Limits, beyond_cache_bytes, bound
+from woolly.bench.limits import Limits, beyond_cache_bytes, bound, matmul_limit
 from woolly.errors import UnsupportedModelError, WoollyError
 
 Row = dict[str, Any]
@@ -137,10 +137,19 @@ def test_bound_takes_the_limit_that_binds() -> None:
     given: Row = {"working_set": 1e6, "seconds": 1.0, "n_threads": 1}
     row = bound(Fixed(), kind="fma_f32", ops=50e9, n_bytes=1e9, **given)
     assert (row["limit"], row["share"], row["read_share"]) == ("fma_f32", 0.5, 0.1)
-    row = bound(Fixed(), kind="dot_int8", ops=25e9, n_bytes=1e9, **given)
-    assert (row["limit"], row["share"]) == ("dot_int8", 0.5)  # two digits: half of the peak is the ceiling
+    row = bound(Fixed(), kind="dot_int8", ops=25e9, n_bytes=1e9, reachable=0.5, **given)
+    assert (row["limit"], row["share"]) == ("dot_int8", 0.5)
     row = bound(Fixed(), kind="fma_f32", ops=1e9, n_bytes=5e9, **given)
     assert (row["limit"], row["share"], row["compute_share"]) == ("read", 0.5, 0.01)
+
+
+def test_the_limit_of_a_matmul_is_its_arithmetic() -> None:
+    with use_isa("scalar"):
+        assert matmul_limit(is_float=False, n_tokens=9) == ("dot_int8", 0.5)  # two digits an activation
+        assert matmul_limit(is_float=False, n_tokens=9, compute="int8") == ("dot_int8", 1.0)
+        assert matmul_limit(is_float=True, n_tokens=9, compute="int8") == ("fma_f32", 1.0)
+        assert matmul_limit(is_float=True, n_tokens=9, compute="bf16") == ("dot_bf16", 1.0)
+        assert matmul_limit(is_float=True, n_tokens=7, compute="bf16") == ("fma_f32", 1.0)
 
 
 def test_buffer_is_beyond_the_cache_or_at_its_bound(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,7 +2,8 @@
 
 Bounds follow from the roundings. u is the largest relative error of one in float32. A float format's element is a chain
 of k fused multiply-adds: k u Σ|w||x|. A quantised format's element is a chain over blocks of 32, whose integer dot
-products are exact; each block rounds its sum to float32, twice by its scales, and once into the chain.
+products are exact; each block rounds its sum to float32, twice by its scales, and once into the chain. With
+compute="int8" the activations' scale is no power of two, and rounds once more.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from woolly._kernels import (
     dequantize,
     kernel_formats,
     matmul,
+    quantize_q8,
     quantize_q16,
     use_isa,
 )
@@ -37,6 +39,7 @@ U = 2.0**-24
 
 fewer_examples = settings(max_examples=settings.default.max_examples // 3)  # of each of the many formats
 each_format = pytest.mark.parametrize("name", sts.FORMATS)
+each_compute = pytest.mark.parametrize("compute", ["exact", "int8"])
 each_kept_format = pytest.mark.parametrize("name", [name for name in sts.FORMATS if name not in sts.CONVERTED_FORMATS])
 each_converted_format = pytest.mark.parametrize("name", sts.CONVERTED_FORMATS)
 
@@ -56,20 +59,20 @@ def minima(name: str, raw: np.ndarray) -> np.ndarray | float:
     return reference.dequantize(blocks.reshape(raw.shape), name).astype(np.float64)
 
 
-def expected_and_bound(case: MatmulCase) -> tuple[np.ndarray, np.ndarray]:
+def expected_and_bound(case: MatmulCase, compute: str) -> tuple[np.ndarray, np.ndarray]:
     """The product in float64, of activations as the kernel quantises them, and how far float32 may be from it."""
     w, x = reference.dequantize(case.raw, case.name).astype(np.float64), case.x.astype(np.float64)
     if case.name in FLOATS:
         return reference.matmul(w, x), (w.shape[1] + 1) * U * reference.matmul(np.abs(w), np.abs(x))
-    x = reference.dequantize_activations(*quantize_q16(case.x))
+    x = reference.dequantize_activations(*(quantize_q16 if compute == "exact" else quantize_q8)(case.x))
     m = minima(case.name, case.raw)
     size = reference.matmul(np.abs(w - m) + np.abs(m), np.abs(x))
-    return reference.matmul(w, x), (w.shape[1] // 32 + 5) * U * size
+    return reference.matmul(w, x), (w.shape[1] // 32 + (5 if compute == "exact" else 6)) * U * size
 
 
-def assert_equals_reference(case: MatmulCase) -> None:
-    expected, bound = expected_and_bound(case)
-    actual = matmul(pack(case.name, case.raw), case.x)
+def assert_equals_reference(case: MatmulCase, compute: str = "exact") -> None:
+    expected, bound = expected_and_bound(case, compute)
+    actual = matmul(pack(case.name, case.raw), case.x, compute=compute)
     assert (actual.dtype, actual.shape) == (np.float32, (len(case.x), len(case.raw)))
     excess = np.abs(actual - expected) - 1.01 * bound - 2.0**-126  # products below the normal range lose bits
     assert (excess <= 0).all(), f"{case.name}: off by {excess.max():g} more than the bound"
@@ -285,7 +288,9 @@ def test_dequantize_refuses_what_is_no_block() -> None:
 @fewer_examples
 @given(st.data())
 def test_matmul(isa: str, name: str, data: st.DataObject) -> None:
-    assert_equals_reference(data.draw(sts.matmul_cases(name)))
+    case = data.draw(sts.matmul_cases(name))
+    assert_equals_reference(case)
+    assert_equals_reference(case, "int8")
 
 
 @each_format
@@ -294,33 +299,37 @@ def test_matmul(isa: str, name: str, data: st.DataObject) -> None:
 def test_matmul_same_bits(name: str, data: st.DataObject) -> None:
     case = data.draw(sts.matmul_cases(name))
     packed = pack(name, case.raw)
-    assert_same_bits(lambda n_threads: matmul(packed, case.x, n_threads=n_threads))
+    for compute in ("exact", "int8"):
+        assert_same_bits(lambda n_threads, how=compute: matmul(packed, case.x, compute=how, n_threads=n_threads))
 
 
 @each_format
+@each_compute
 @pytest.mark.parametrize(("n_rows", "n_blocks", "n"), [(1, 1, 1), (16, 1, 130), (33, 5, 97), (47, 70, 7), (64, 9, 257)])
-def test_matmul_past_every_tile(isa: str, name: str, n_rows: int, n_blocks: int, n: int) -> None:
+def test_matmul_past_every_tile(isa: str, name: str, n_rows: int, n_blocks: int, n: int, compute: str) -> None:
     """Columns beyond a block of them, k beyond a tile, rows that are no whole group."""
     block_size = sts.block_shape(name)[0]
     n_blocks = n_blocks if block_size < 256 else max(1, n_blocks // 8)
     n_blocks = n_blocks * 32 + 1 if block_size == 1 else n_blocks
     x = sts.random_floats(5, (n, n_blocks * block_size))
-    assert_equals_reference(MatmulCase(name, sts.random_raw(4, name, n_rows, n_blocks), x))
+    assert_equals_reference(MatmulCase(name, sts.random_raw(4, name, n_rows, n_blocks), x), compute)
 
 
 @each_format
-def test_a_column_is_the_same_alone_and_among_others(isa: str, name: str) -> None:
+@each_compute
+def test_a_column_is_the_same_alone_and_among_others(isa: str, name: str, compute: str) -> None:
     block_size = sts.block_shape(name)[0]
     n_blocks = 3 if block_size > 1 else 300
     packed = pack(name, sts.random_raw(6, name, 45, n_blocks))
     x = sts.random_floats(7, (140, n_blocks * block_size))
-    whole = matmul(packed, x)
+    whole = matmul(packed, x, compute=compute)
     for n in (1, 2, 3, 4, 5, 6, 7, 12, 13, 97, 129):
-        assert matmul(packed, x[-n:]).tobytes() == whole[-n:].tobytes(), n
+        assert matmul(packed, x[-n:], compute=compute).tobytes() == whole[-n:].tobytes(), n
 
 
 @pytest.mark.parametrize("name", sts.QUANTISED_FORMATS)
-def test_extreme_quants_do_not_saturate(isa: str, name: str) -> None:
+@each_compute
+def test_extreme_quants_do_not_saturate(isa: str, name: str, compute: str) -> None:
     """All bits of the quants set and cleared, against the largest activations of either sign."""
     raw = sts.random_raw(8, name, 4, 1)
     begin, end = RANDOM_BLOCKS[name].quants
@@ -329,18 +338,19 @@ def test_extreme_quants_do_not_saturate(isa: str, name: str) -> None:
     k = sts.block_shape(name)[0]
     signs = np.where(np.arange(k) % 2, -1, 1)
     x = np.stack([np.full(k, 32639), np.full(k, -32639), 32639 * signs, np.full(k, 128), np.full(k, -127)] * 2)
-    assert_equals_reference(MatmulCase(name, raw, x.astype(np.float32)))
+    assert_equals_reference(MatmulCase(name, raw, x.astype(np.float32)), compute)
 
 
 @each_format
-def test_a_column_that_is_not_finite_spoils_no_other(isa: str, name: str) -> None:
+@each_compute
+def test_a_column_that_is_not_finite_spoils_no_other(isa: str, name: str, compute: str) -> None:
     k = 2 * sts.block_shape(name)[0]
     packed, x = pack(name, sts.random_raw(9, name, 20, 2)), sts.random_floats(10, (9, k))
-    expected = matmul(packed, x)
+    expected = matmul(packed, x, compute=compute)
     for n, value in ((9, np.nan), (9, np.inf), (3, np.nan)):
         spoiled = x[:n].copy()
         spoiled[1, 0] = value
-        actual = matmul(packed, spoiled)
+        actual = matmul(packed, spoiled, compute=compute)
         assert not np.isfinite(actual[1]).any()
         assert np.delete(actual, 1, 0).tobytes() == np.delete(expected[:n], 1, 0).tobytes()
 

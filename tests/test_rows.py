@@ -22,6 +22,7 @@ from woolly._kernels import (
     exp_f32,
     glu_f32,
     layernorm_f32,
+    quantize_q8,
     quantize_q16,
     rmsnorm_f32,
     rope_f32,
@@ -420,6 +421,9 @@ def test_rope_refuses_what_does_not_fit() -> None:
 
 # Activation quantisation
 
+Quantize = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
+each_quantize = pytest.mark.parametrize("quantize", [quantize_q16, quantize_q8])
+
 
 @given(sts.seeds, sts.sizes(5), st.integers(0, 6), st.integers(-30, 24))
 def test_quantised_activations(isa: str, seed: int, n: int, n_blocks: int, exponent: int) -> None:
@@ -433,10 +437,22 @@ def test_quantised_activations(isa: str, seed: int, n: int, n_blocks: int, expon
     assert ((q + 128) % 256 - 128 >= -127).all()
 
 
+@given(sts.seeds, sts.sizes(5), st.integers(0, 6), st.integers(-30, 24))
+def test_activations_of_8_bits(isa: str, seed: int, n: int, n_blocks: int, exponent: int) -> None:
+    x = sts.random_floats(seed, (n, 32 * n_blocks), magnitude=10.0**exponent)
+    q, d = quantize_q8(x)
+    most = np.abs(x).reshape(n, n_blocks, 32).max(axis=2, initial=0)
+    np.testing.assert_array_equal(d, most / np.float32(127))
+    blocks = x.reshape(n, n_blocks, 32) * (np.float32(127) / np.where(most, most, 1))[..., None]
+    np.testing.assert_array_equal(q, np.rint(blocks).reshape(x.shape))
+    assert (np.abs(q) <= 127).all()
+
+
 @given(sts.seeds, sts.sizes(4), st.integers(0, 5))
 def test_quantised_activations_same_bits(seed: int, n: int, n_blocks: int) -> None:
     x = sts.random_floats(seed, (n, 32 * n_blocks))
-    assert_same_bits(lambda _: np.concatenate([part.ravel().view(np.uint8) for part in quantize_q16(x)]))
+    for quantize in (quantize_q8, quantize_q16):
+        assert_same_bits(lambda _, f=quantize: np.concatenate([part.ravel().view(np.uint8) for part in f(x)]))
 
 
 def test_lower_digit_is_never_minus_128(isa: str) -> None:
@@ -455,25 +471,28 @@ def test_scales_are_the_least_powers_of_two_that_hold_the_block(isa: str) -> Non
     assert q[:, 0].tolist() == [32639, 16320, 16320, 16384]
 
 
-def test_tiny_blocks_become_zero_and_not_more(isa: str) -> None:
+@each_quantize
+def test_tiny_blocks_become_zero_and_not_more(isa: str, quantize: Quantize) -> None:
     x = np.full((3, 32), [[0.0], [9e-33], [2e-32]], np.float32)
-    q, d = quantize_q16(x)
+    q, d = quantize(x)
     assert not q[:2].any()
     assert d[:2].tolist() == [[0], [0]]
-    assert (q[2] > 16000).all()
+    assert (q[2] > (16000 if quantize is quantize_q16 else 126)).all()
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf, 2.0**100])
-def test_what_is_not_finite_shows_in_the_scale(isa: str, value: float) -> None:
+@each_quantize
+def test_what_is_not_finite_shows_in_the_scale(isa: str, value: float, quantize: Quantize) -> None:
     x = np.ones((1, 64), np.float32)
     x[0, 40] = value
-    _, d = quantize_q16(x)
+    _, d = quantize(x)
     assert np.isfinite(d[0, 0])
     assert not np.isfinite(d[0, 1])
 
 
-def test_quantize_refuses_what_is_no_whole_block() -> None:
-    with pytest.raises(ValueError, match="quantize_q16: expected a multiple of 32 columns, got 33"):
-        quantize_q16(matrix())
+@each_quantize
+def test_quantize_refuses_what_is_no_whole_block(quantize: Quantize) -> None:
+    with pytest.raises(ValueError, match=f"{quantize.__name__}: expected a multiple of 32 columns, got 33"):
+        quantize(matrix())
     with pytest.raises(TypeError, match="'x' must not be None"):
-        quantize_q16(None)
+        quantize(None)

@@ -20,7 +20,10 @@ import pytest
 import woolly
 from woolly._kernels import available_isas, kernel_formats, use_isa
 from woolly.engine import Engine
+from woolly.formats import FLOATS
+from woolly.gguf_file import GGUFFile
 from woolly.models import ARCHITECTURES
+from woolly.quantizing import plan_quantization, quantize_file
 
 N_THREADS = (1, 2, 3, 4, 8)
 BATCHES = (1, 2, 3, 7, 16)
@@ -34,7 +37,13 @@ K_SIZES = SIZES | {"hidden": 256, "head_dim": 64, "intermediate": 256}  # for fo
 def write_model(folder: Path, arch: str, dtype: str) -> Path:
     """A tiny model of an architecture in a format, of the sizes that its writer lets be chosen."""
     sizes = K_SIZES if kernel_formats()[dtype][1] > 64 else SIZES
-    return oracle_models.write_tiny(arch, folder / "tiny.gguf", dtype=dtype, **sizes)
+    path = oracle_models.write_tiny(arch, folder / "tiny.gguf", dtype=dtype, **sizes)
+    with GGUFFile.open(path) as file:
+        if dtype == "f32" or any(tensor.format.name not in FLOATS for tensor in file.tensors.values()):
+            return path
+        quantised = folder / "quantised.gguf"  # a writer that knows F32 only
+        quantize_file(file, quantised, plan_quantization(file, dtype, pure=True))
+        return quantised
 
 
 def digest(logits: np.ndarray) -> str:
@@ -66,9 +75,9 @@ def digest_in_batch(engine: Engine, texts: list[list[int]], batch: int, chunk: i
     return digest(engine.step(items, logits="all", chunk=chunk)[batch // 2])
 
 
-def check(path: Path, case: str) -> None:
+def check(path: Path, case: str, compute: str = "exact") -> None:
     """Compare ways of computing one model."""
-    models = {n: woolly.load_gguf(path, n_threads=n) for n in N_THREADS}
+    models = {n: woolly.load_gguf(path, n_threads=n, compute=compute) for n in N_THREADS}
     texts = prompts(models[1].config.vocab_size)
     expected = digest(models[1].forward(texts[0]))
     for isa, n_threads, batch, chunk in ways(case):
@@ -101,6 +110,12 @@ def test_formats_are_all_known() -> None:
 @pytest.mark.parametrize("name", FORMATS)
 def test_formats(tmp_path: Path, name: str) -> None:
     check(write_model(tmp_path, "llama", name), name)
+
+
+@pytest.mark.parametrize("arch", ["llama", "qwen3moe"])
+@pytest.mark.parametrize("name", ["q4_0", "q4_1", "q8_0"])
+def test_int8(tmp_path: Path, arch: str, name: str) -> None:
+    check(write_model(tmp_path, arch, name), arch + name, compute="int8")
 
 
 @pytest.mark.parametrize("arch", [arch for arch in ARCHITECTURES if arch != "llama"])

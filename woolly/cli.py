@@ -22,6 +22,7 @@ EXIT_FAILURE = 1
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 EXIT_BROKEN_PIPE = 141  # 128 + SIGPIPE
+COMPUTES = ("exact", "int8", "bf16")  # those of woolly._kernels, which a --help need not import
 
 _MODEL_HELP = (
     "path of a GGUF file, a Hugging Face folder or a safetensors file, a known name (see `woolly list`) "
@@ -119,7 +120,7 @@ def _add_run(commands: Any) -> argparse.ArgumentParser:
     engine = parser.add_argument_group("engine")
     engine.add_argument("--threads", metavar="N", type=_at_least_1, help="default: the cores that may be used")
     engine.add_argument(
-        "--compute", choices=("exact", "bf16"), default="exact", help="bf16: faster prefill that rounds"
+        "--compute", choices=COMPUTES, default="exact", help="int8, bf16: faster prefill that rounds activations"
     )
     engine.add_argument("--ctx", metavar="N", type=_at_least_1, help="context in tokens; default: the model's choice")
     engine.add_argument("--quantize", metavar="TYPE", help="of a model in floats: quantise it while loading, to q8_0 …")

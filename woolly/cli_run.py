@@ -294,9 +294,10 @@ def _print_timing(completion: Completion) -> None:
     generated = ""
     if "init_s" in timing:
         generated = f" · init {say('init_s', 's', 3)} · weights {say('materialise_s', 's', 3)}"
+    how = "" if timing["compute"] == "exact" else f", {timing['compute']}"
     note(
         f"load {say('load_s', 's', 3)}{generated} · first token {say('ttft_s', 's', 3)}"
         f" · prefill {say('prefill_tokens_per_s', 'tokens/s', 1)} ({completion.prompt_tokens} tokens)"
         f" · decode {say('decode_tokens_per_s', 'tokens/s', 1)} ({completion.completion_tokens} tokens)"
-        f" · {timing['threads']} threads, {timing['isa']}{'' if timing['compute'] == 'exact' else ', bf16'}"
+        f" · {timing['threads']} threads, {timing['isa']}{how}"
     )

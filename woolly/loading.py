@@ -59,9 +59,10 @@ def load_gguf(
         By default one for each physical core that the process may use.
     cache_dtype : {"f16", "f32"}
         Of keys and values.
-    compute : {"exact", "bf16"}
-        bf16: steps of 8 tokens or more round weights and activations of matmuls to bf16, for a CPU with AMX-BF16 or
-        AVX512_BF16: prefill is faster, and logits are close to the exact ones, not equal.
+    compute : {"exact", "int8", "bf16"}
+        Others than exact have faster prefill, and logits that are close to the exact ones, not equal. int8: matmuls of
+        quantised weights read activations of 8 bits instead of 16, on any CPU. bf16: those of 8 tokens or more round
+        weights and activations to bf16, on a CPU with AMX-BF16 or AVX512_BF16.
     name : str, optional
         What the model calls itself in messages; by default the file's name.
 
@@ -213,7 +214,7 @@ def load_fast_fp32(
     dtype : str, optional
         The format of every matrix; else WOOLLY_FAST_DTYPE, else "f32". Whatever it is, the numbers are the same,
         rounded to it as they are generated.
-    compute : {"exact", "bf16"}
+    compute : {"exact", "int8", "bf16"}
         As for `load_gguf`.
     n_threads : int, optional
         By default one for each physical core that the process may use.

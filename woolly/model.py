@@ -115,7 +115,7 @@ class Model:
 
     @property
     def compute(self) -> str:
-        """How matmuls of many tokens are computed: "exact" or "bf16"."""
+        """How matmuls are computed: "exact", "int8" or "bf16"."""
         return self.engine.program.compute
 
     @property

@@ -39,7 +39,7 @@ class Timing:
     threads : int
     isa : str
     compute : str
-        "exact" or "bf16".
+        "exact", "int8" or "bf16".
     init_s, materialise_s : float or None
         Where weights are generated: the constructor, and generating them. None for a model from a file.
     """

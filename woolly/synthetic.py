@@ -241,7 +241,7 @@ def check_memory(spec: SyntheticSpec, max_tokens: int, *, compute: str = "exact"
     spec : SyntheticSpec
     max_tokens : int
         Of one batch.
-    compute : {"exact", "bf16"}
+    compute : {"exact", "int8", "bf16"}
 
     Raises
     ------

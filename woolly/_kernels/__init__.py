@@ -8,6 +8,7 @@ with bounded_spinning():
 from woolly._kernels.attention import KV_DTYPES, KVCache, attention_f32
 from woolly._kernels.dispatch import (
     BF16_LEAST_TOKENS,
+    COMPUTES,
     active_isa,
     available_isas,
     bf16_unit,
@@ -29,6 +30,7 @@ from woolly._kernels.rows import (
     exp_f32,
     glu_f32,
     layernorm_f32,
+    quantize_q8,
     quantize_q16,
     rmsnorm_f32,
     rope_f32,
@@ -39,6 +41,7 @@ from woolly._kernels.threads import check_threads, default_threads
 
 __all__ = [
     "BF16_LEAST_TOKENS",
+    "COMPUTES",
     "GENERATED_FORMATS",
     "KV_DTYPES",
     "QUANTIZED_FORMATS",
@@ -67,6 +70,7 @@ __all__ = [
     "kernel_formats",
     "layernorm_f32",
     "matmul",
+    "quantize_q8",
     "quantize_q16",
     "quantize_rows",
     "rmsnorm_f32",

@@ -69,16 +69,25 @@ cdef extern from *:
 
 cdef const woolly_kernels *active_table = NULL
 cdef const woolly_bf16_unit *active_unit = NULL
-COMPUTES = ("exact", "bf16")
-BF16_LEAST_TOKENS = WOOLLY_ROUNDED_LEAST_COLS  # fewer are computed exactly whatever compute says
+COMPUTES = ("exact", "int8", "bf16")
+BF16_LEAST_TOKENS = WOOLLY_ROUNDED_LEAST_COLS  # fewer are computed exactly with bf16
 
 
 cdef const woolly_kernels *active() noexcept nogil:
     return active_table
 
 
-cdef const woolly_bf16_unit *active_bf16_unit() noexcept nogil:
-    return active_unit
+cdef Activations active_activations(compute) except *:
+    check_compute(compute)
+    cdef Activations how
+    how.unit = active_unit if compute == "bf16" else NULL
+    if compute == "int8":
+        how.n_digits, how.quantize, how.bf16_of = 1, active_table.quantize_q8, active_table.bf16_of_q8
+    else:
+        how.n_digits, how.quantize, how.bf16_of = 2, active_table.quantize_q16, active_table.bf16_of_q16
+    if how.unit != NULL:
+        how.bf16_of = NULL
+    return how
 
 
 def bf16_unit():
@@ -92,12 +101,12 @@ def bf16_unit():
 
 
 def check_compute(compute, /):
-    """Whether a way to compute is bf16; refuse one that is unknown or that this machine cannot take.
+    """Refuse a way to compute that is unknown or that this machine cannot take.
 
     Raises
     ------
     WoollyError
-        It is neither "exact" nor "bf16".
+        It is none of "exact", "int8" and "bf16".
     UnsupportedISAError
         There is no BF16 dot unit beside the active instruction set.
     """
@@ -106,8 +115,7 @@ def check_compute(compute, /):
     if compute == "bf16" and active_unit == NULL:
         raise UnsupportedISAError(
             'compute="bf16" needs AMX-BF16 or AVX512_BF16, used beside avx512_amx and avx512; this machine has '
-            f'neither, or WOOLLY_ISA hides it (the active ISA is {active_isa()}); compute="exact" runs everywhere')
-    return compute == "bf16"
+            f'neither, or WOOLLY_ISA hides it (the active ISA is {active_isa()}); "exact" and "int8" run everywhere')
 
 
 def compiled_isas():

@@ -46,6 +46,7 @@ cdef struct ExpertPart:
 cdef struct ExpertJob:
     const ExpertPlan *plan
     int n_parts
+    int n_digits                   # of xq
     ExpertPart parts[MAX_PARTS]
     const float *x                 # (n_pairs, x_stride), sorted as the pairs
     int64_t x_stride

@@ -32,6 +32,7 @@ cdef extern from "kernels.h" nogil:
         int64_t x_stride
         const uint8_t *xq
         int64_t xq_stride
+        int n_digits
         const uint16_t *bf16
         float *out
         int64_t out_stride
@@ -86,13 +87,18 @@ cdef extern from "kernels.h" nogil:
         int64_t n_cols
         uint8_t *w
 
+    ctypedef void (*woolly_quantize_fn)(const float *x, int64_t n_k, uint8_t *record) noexcept nogil
+    ctypedef void (*woolly_bf16_of_fn)(const uint8_t *record, int64_t n_k, int64_t col, uint16_t *bf16) noexcept nogil
+
     ctypedef struct woolly_kernels:
         const char *name
         int n_formats
         woolly_format *formats
-        void (*quantize_q16)(const float *x, int64_t n_k, uint8_t *record) noexcept nogil
+        woolly_quantize_fn quantize_q16
+        woolly_quantize_fn quantize_q8
         void (*dequantize_q16)(const uint8_t *record, int64_t n_k, float *out) noexcept nogil
-        void (*bf16_of_q16)(const uint8_t *record, int64_t n_k, int64_t col, uint16_t *bf16) noexcept nogil
+        woolly_bf16_of_fn bf16_of_q16
+        woolly_bf16_of_fn bf16_of_q8
         void (*rmsnorm)(const float *x, const float *weight, int64_t n, float eps, float *out) noexcept nogil
         void (*layernorm)(const float *x, const float *weight, const float *bias, int64_t n, float eps,
                           float *out) noexcept nogil

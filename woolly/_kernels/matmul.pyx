@@ -9,14 +9,13 @@ from cython.parallel cimport prange
 from libc.stdint cimport int64_t, uint8_t, uint16_t
 from libc.stdlib cimport free, malloc
 
-from woolly._kernels.dispatch cimport active, active_bf16_unit
+from woolly._kernels.dispatch cimport Activations, active, active_activations
 from woolly._kernels.kernels cimport (
     WOOLLY_BF16_LEAST_COLS, WOOLLY_GROUP, WOOLLY_QBLOCK, WOOLLY_ROUNDED_LEAST_COLS, woolly_bf16_bytes,
-    woolly_bf16_unit, woolly_format, woolly_kernels, woolly_matmul_args, woolly_matmul_fn, woolly_q16_stride,
-    woolly_rounded_bytes,
+    woolly_format, woolly_kernels, woolly_matmul_args, woolly_matmul_fn, woolly_q16_stride, woolly_rounded_bytes,
 )
 
-from woolly._kernels.dispatch import check_compute, format_index
+from woolly._kernels.dispatch import format_index
 from woolly._kernels.threads import check_threads
 
 cdef int64_t ROWS_A_TASK = 64  # four groups: the widest tile
@@ -282,8 +281,9 @@ def matmul(PackedMatrix w not None, const float[:, ::1] x not None, /, *, out=No
     w : PackedMatrix, (n_rows, n_cols)
     x : float32, (n_tokens, n_cols), C-contiguous
     out : float32, (n_tokens, n_rows), C-contiguous, optional
-    compute : {"exact", "bf16"}
-        bf16: from 8 tokens on, w and x are rounded to bf16 and multiplied by the BF16 dot unit.
+    compute : {"exact", "int8", "bf16"}
+        int8: for quantised formats x is quantised to 8 bits, not 16. bf16: from 8 tokens on, w and x are rounded to
+        bf16 and multiplied by the BF16 dot unit.
     n_threads : int, optional
 
     Returns
@@ -299,11 +299,13 @@ def matmul(PackedMatrix w not None, const float[:, ::1] x not None, /, *, out=No
 
     Notes
     -----
-    For quantised formats x is quantised to 16 bits per 32 values first, see `quantize_q16`. Accumulates in float32, in
-    ascending blocks (ascending k for float formats); the result does not depend on n_threads, n_tokens or the
-    instruction set. In bf16 it depends on the instruction set, and on whether there are 8 tokens.
+    For quantised formats x is quantised to 16 bits per 32 values first, see `quantize_q16` and `quantize_q8`.
+    Accumulates in float32, in ascending blocks (ascending k for float formats); the result does not depend on
+    n_threads, n_tokens or the instruction set. In bf16 it depends on the instruction set, and on whether
+    there are 8 tokens.
     """
-    cdef bint rounds = check_compute(compute) and x.shape[0] >= WOOLLY_ROUNDED_LEAST_COLS
+    cdef Activations how = active_activations(compute)
+    cdef bint rounds = how.unit != NULL and x.shape[0] >= WOOLLY_ROUNDED_LEAST_COLS
     cdef const MatrixView *m = &w.view
     if x.shape[1] != m.n_cols:
         raise ValueError(f"matmul: x has {x.shape[1]} columns, w ({w.format}) expects {m.n_cols}")
@@ -321,20 +323,19 @@ def matmul(PackedMatrix w not None, const float[:, ::1] x not None, /, *, out=No
     cdef int64_t stride = woolly_q16_stride(m.n_cols)
     args.w, args.n_rows, args.n_k = m.w, m.n_rows, m.n_cols
     args.x, args.x_stride = &x[0, 0], m.n_cols
-    args.xq, args.xq_stride = NULL, stride
+    args.xq, args.xq_stride, args.n_digits = NULL, stride, how.n_digits
     args.out, args.out_stride = &y[0, 0], m.n_rows
     args.n_cols = n_tokens
     args.accumulate = 0
     cdef uint8_t[::1] records, wide
     cdef uint16_t *bf16 = NULL
-    cdef const woolly_bf16_unit *unit = active_bf16_unit() if rounds else NULL
-    cdef woolly_matmul_fn multiply = unit.matmul[m.format] if rounds else kernels.formats[m.format].matmul
+    cdef woolly_matmul_fn multiply = how.unit.matmul[m.format] if rounds else kernels.formats[m.format].matmul
     if rounds:
         wide = aligned_empty(woolly_rounded_bytes(m.n_cols, n_tokens))
         bf16 = <uint16_t *>&wide[0]
         for t in prange(n_tokens, nogil=True, num_threads=threads):
-            unit.round(&x[t, 0], m.n_cols, t, bf16)
-    elif m.quantised and kernels.bf16_of_q16 != NULL and n_tokens >= WOOLLY_BF16_LEAST_COLS:
+            how.unit.round(&x[t, 0], m.n_cols, t, bf16)
+    elif m.quantised and how.bf16_of != NULL and n_tokens >= WOOLLY_BF16_LEAST_COLS:
         wide = aligned_empty(woolly_bf16_bytes(m.n_cols, n_tokens))
         bf16 = <uint16_t *>&wide[0]
     args.bf16 = bf16
@@ -342,9 +343,9 @@ def matmul(PackedMatrix w not None, const float[:, ::1] x not None, /, *, out=No
         records = aligned_empty(n_tokens * stride)
         args.xq = &records[0]
         for t in prange(n_tokens, nogil=True, num_threads=threads):
-            kernels.quantize_q16(&x[t, 0], m.n_cols, &records[t * stride])
+            how.quantize(&x[t, 0], m.n_cols, &records[t * stride])
             if bf16 != NULL:
-                kernels.bf16_of_q16(&records[t * stride], m.n_cols, t, bf16)
+                how.bf16_of(&records[t * stride], m.n_cols, t, bf16)
     for task in prange((m.n_groups + step - 1) // step, nogil=True, num_threads=threads, schedule="dynamic"):
         multiply(&args, task * step, min(m.n_groups, task * step + step))
     return out

@@ -2,8 +2,9 @@
 
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t
 
+from woolly._kernels.dispatch cimport Activations
 from woolly._kernels.experts cimport MAX_PARTS, ExpertPlan, woolly_tasks
-from woolly._kernels.kernels cimport woolly_bf16_unit, woolly_kernels
+from woolly._kernels.kernels cimport woolly_kernels
 from woolly._kernels.matmul cimport MatrixView
 
 cdef extern from "team.h" nogil:
@@ -42,7 +43,7 @@ cdef struct Buffer:
     int64_t stride
     int64_t pairs              # of a token with its experts, each with a row here; 0: one row a token
     ExpertPlan *plan           # where the rows of pairs are
-    uint8_t *q16                # records of quantised activations, NULL where no matmul wants them
+    uint8_t *q16                # records of quantised activations, NULL where no matmul wants them; with int8 of 8 bits
     int64_t q16_stride
     uint16_t *bf16              # the same for tiles of bf16, or rounded to bf16; NULL for rows of pairs
     bint for_exact              # matmuls that are exact whatever the others are: of experts and routers
@@ -103,7 +104,7 @@ cdef struct Span:
 
 cdef struct Run:
     const woolly_kernels *kernels
-    const woolly_bf16_unit *unit  # of compute="bf16"; NULL where all is exact
+    Activations how
     const int32_t *tokens
     const int32_t *positions
     const int32_t *span_of     # of each token

@@ -55,8 +55,12 @@ cdef struct Chunks:
     int64_t small
 
 
-cdef Chunks cut_rows(int64_t total, int64_t step, int n_threads) noexcept nogil:
+cdef Chunks cut_rows(const Op *op, int64_t step, int n_threads) noexcept nogil:
     cdef Chunks chunks
+    cdef int64_t total = 0
+    cdef int i
+    for i in range(op.n_parts):
+        total += op.parts[i].m.n_groups
     chunks.total, chunks.n_large = total, n_threads
     chunks.large = total if n_threads == 1 else total * 3 // (4 * n_threads) // step * step
     chunks.small = max(step, total // (n_threads * 8) // step * step)
@@ -75,12 +79,9 @@ cdef int64_t chunk_begin(const Chunks *chunks, int64_t i) noexcept nogil:
 
 cdef int64_t chunk_weights(const Op *op, int64_t i, int n_threads, const uint8_t **weights) noexcept nogil:
     """Where the weights of chunk i of a matmul begin; returns how many bytes there are of its first part, at most."""
-    cdef int64_t total = 0, first = 0, begin, end
+    cdef int64_t first = 0, begin, end
     cdef int part
-    cdef Chunks chunks
-    for part in range(op.n_parts):
-        total += op.parts[part].m.n_groups
-    chunks = cut_rows(total, ROW_STEP, n_threads)
+    cdef Chunks chunks = cut_rows(op, ROW_STEP, n_threads)
     begin, end = chunk_begin(&chunks, i), chunk_begin(&chunks, i + 1)
     for part in range(op.n_parts):
         if begin < first + op.parts[part].m.n_groups:
@@ -95,22 +96,19 @@ cdef void work_matmul(Run *run, const Op *op, woolly_tasks *tasks, int n_threads
     """Blocks of columns, for each the row groups of all parts in chunks; whoever is free takes one."""
     cdef int64_t n_cols = n_rows(run, op)
     cdef const Buffer *x = &run.buffers[op.x]
-    cdef bint rounds = run.unit != NULL and not op.exact and n_cols >= WOOLLY_ROUNDED_LEAST_COLS
-    cdef bint has_digits = run.unit == NULL and run.kernels.bf16_of_q16 != NULL and n_cols >= WOOLLY_BF16_LEAST_COLS
-    cdef int64_t bf16_stride = woolly_rounded_k(x.width) if rounds else 2 * x.width
-    cdef int64_t block = FLOAT_COLUMN_BLOCK, step = ROW_STEP, total = 0, task, begin = 0, count, col = 0
-    cdef int i
+    cdef bint rounds = run.how.unit != NULL and not op.exact and n_cols >= WOOLLY_ROUNDED_LEAST_COLS
+    cdef bint has_digits = run.how.bf16_of != NULL and n_cols >= WOOLLY_BF16_LEAST_COLS
+    cdef int64_t bf16_stride = woolly_rounded_k(x.width) if rounds else run.how.n_digits * x.width
+    cdef int64_t block = FLOAT_COLUMN_BLOCK, step = ROW_STEP, task, begin = 0, count, col = 0
     cdef woolly_matmul_args args
     cdef Chunks chunks
     if op.parts[0].m.quantised:
         block = max(COLUMN_STEP, COLUMN_BLOCK_BYTES // x.q16_stride // COLUMN_STEP * COLUMN_STEP)
     if rounds or has_digits and op.parts[0].m.quantised:
         block, step = BF16_COLUMN_BLOCK, BF16_ROW_STEP
-    for i in range(op.n_parts):
-        total += op.parts[i].m.n_groups
-    chunks = cut_rows(total, step, n_threads)
+    chunks = cut_rows(op, step, n_threads)
     count = n_chunks(&chunks)
-    args.x_stride, args.xq_stride = x.stride, x.q16_stride
+    args.x_stride, args.xq_stride, args.n_digits = x.stride, x.q16_stride, run.how.n_digits
     args.accumulate = op.accumulate
     task = next_task(tasks)
     while col < n_cols:
@@ -137,7 +135,7 @@ cdef void matmul_rows(Run *run, const Op *op, int64_t col, int64_t group_begin, 
         n_groups = part.m.n_groups
         if group_begin < first + n_groups and group_end > first:
             set_part(run, part, col, args)
-            multiply = run.unit.matmul[part.m.format] if rounds else run.kernels.formats[part.m.format].matmul
+            multiply = run.how.unit.matmul[part.m.format] if rounds else run.kernels.formats[part.m.format].matmul
             multiply(args, max(<int64_t>0, group_begin - first), min(n_groups, group_end - first))
         first += n_groups
 
@@ -163,7 +161,7 @@ cdef void work_expert_matmul(Run *run, const Op *op, woolly_tasks *tasks, int n_
     cdef const Buffer *out
     cdef ExpertJob job
     cdef int i
-    job.plan, job.n_parts = op.plan, op.n_parts
+    job.plan, job.n_parts, job.n_digits = op.plan, op.n_parts, run.how.n_digits
     job.x, job.x_stride, job.xq, job.xq_stride = x.data, x.stride, x.q16, x.q16_stride
     job.token_x = tokens.data if op.x != op.y else NULL
     job.token_x_stride, job.token_xq, job.token_xq_stride = tokens.stride, tokens.q16, tokens.q16_stride
@@ -249,16 +247,15 @@ cdef void work_row(Run *run, const Op *op, int64_t row, float *scratch) noexcept
 
 cdef void quantize_row(Run *run, const Buffer *buf, int64_t row, int64_t n) noexcept nogil:
     """One of n rows as the matmuls that read it want it."""
-    cdef const woolly_kernels *kernels = run.kernels
     cdef const float *x = buf.data + row * buf.stride
-    cdef bint rounds = run.unit != NULL and buf.bf16 != NULL and n >= WOOLLY_ROUNDED_LEAST_COLS
+    cdef bint rounds = run.how.unit != NULL and buf.bf16 != NULL and n >= WOOLLY_ROUNDED_LEAST_COLS
     if rounds:
-        run.unit.round(x, buf.width, row, buf.bf16)
+        run.how.unit.round(x, buf.width, row, buf.bf16)
     if buf.q16 == NULL or rounds and not buf.for_exact:
         return
-    kernels.quantize_q16(x, buf.width, buf.q16 + row * buf.q16_stride)
-    if run.unit == NULL and buf.bf16 != NULL and kernels.bf16_of_q16 != NULL and n >= WOOLLY_BF16_LEAST_COLS:
-        kernels.bf16_of_q16(buf.q16 + row * buf.q16_stride, buf.width, row, buf.bf16)
+    run.how.quantize(x, buf.width, buf.q16 + row * buf.q16_stride)
+    if buf.bf16 != NULL and run.how.bf16_of != NULL and n >= WOOLLY_BF16_LEAST_COLS:
+        run.how.bf16_of(buf.q16 + row * buf.q16_stride, buf.width, row, buf.bf16)
 
 
 cdef void work_rope_store(Run *run, const Op *op, int64_t row) noexcept nogil:

@@ -16,7 +16,7 @@ from libc.stdlib cimport calloc, free
 from libc.string cimport memcpy, memset
 
 from woolly._kernels.attention cimport KVCache, job_scratch
-from woolly._kernels.dispatch cimport active, active_bf16_unit
+from woolly._kernels.dispatch cimport active, active_activations
 from woolly._kernels.executor cimport Executor, Stop
 from woolly._kernels.experts cimport (
     MAX_PARTS, ExpertPlan, PackedExperts, Routing, check_routing, init_plan, plan_bytes, woolly_tasks,
@@ -45,8 +45,9 @@ cdef class Program:
     max_tokens : int
         Most tokens in one run; buffers are of this size.
     n_threads : int, optional
-    compute : {"exact", "bf16"}
-        bf16: matmuls of 8 tokens or more round to bf16, but for those of experts and routers.
+    compute : {"exact", "int8", "bf16"}
+        int8: matmuls of quantised weights read activations of 8 bits instead of 16. bf16: matmuls of 8 tokens or more
+        round to bf16, but for those of experts and routers.
 
     Notes
     -----
@@ -82,7 +83,8 @@ cdef class Program:
             raise ValueError(f"Program: max_tokens must be positive, got {max_tokens}")
         self.max_tokens = max_tokens
         self.n_threads = check_threads(n_threads)
-        self._rounds, self.compute = check_compute(compute), compute
+        check_compute(compute)
+        self._rounds, self.compute = compute == "bf16", compute
         self._capacity = 4096
         self._ops = <Op *>calloc(self._capacity, sizeof(Op))
         self._buf = <Buffer *>calloc(self._capacity, sizeof(Buffer))
@@ -595,7 +597,7 @@ cdef class Program:
             span_array = <Span *><size_t>many.ctypes.data
         memset(&run, 0, sizeof(Run))
         run.kernels = active()
-        run.unit = active_bf16_unit() if check_compute(self.compute) else NULL
+        run.how = active_activations(self.compute)
         run.tokens, run.positions, run.span_of = &token_view[0], &position_view[0], &span_view[0]
         run.n_tokens, run.n_outputs = len(tokens), len(outputs)
         run.outputs = &output_view[0] if len(outputs) else NULL

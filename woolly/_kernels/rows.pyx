@@ -8,7 +8,7 @@ from libc.stdint cimport int64_t, uint8_t
 from woolly._kernels.dispatch cimport active
 from woolly._kernels.kernels cimport (
     WOOLLY_ACT_GELU_TANH, WOOLLY_ACT_SILU, WOOLLY_ACT_SWIGLU_CLAMPED, WOOLLY_QBLOCK, WOOLLY_ROPE_NEOX,
-    WOOLLY_ROPE_NORM, woolly_kernels, woolly_q16_stride,
+    WOOLLY_ROPE_NORM, woolly_kernels, woolly_q16_stride, woolly_quantize_fn,
 )
 
 from woolly._kernels.matmul import check_out
@@ -328,15 +328,28 @@ def quantize_q16(const float[:, ::1] x not None, /):
     becomes zero; one that holds a NaN or a magnitude of 2^100 or more gets NaN as its scale, so that it
     cannot go unnoticed.
     """
+    return quantized(x, active().quantize_q16, "quantize_q16")
+
+
+def quantize_q8(const float[:, ::1] x not None, /):
+    """Quantise activations to 8 bits per 32 values, as compute="int8" does: q = round(x / d), d = max|x| / 127.
+
+    Shapes, errors and blocks of zeros or NaN are those of `quantize_q16`; rounds half to even.
+    """
+    return quantized(x, active().quantize_q8, "quantize_q8")
+
+
+cdef tuple quantized(const float[:, ::1] x, woolly_quantize_fn quantize, str name):
+    """The numbers of a record of quantised activations: q, d."""
     cdef int64_t n = x.shape[1], t, stride = woolly_q16_stride(n)
     if n % WOOLLY_QBLOCK:
-        raise ValueError(f"quantize_q16: expected a multiple of {WOOLLY_QBLOCK} columns, got {n}")
+        raise ValueError(f"{name}: expected a multiple of {WOOLLY_QBLOCK} columns, got {n}")
     records = np.zeros((x.shape[0], stride), dtype=np.uint8)
     cdef uint8_t[:, ::1] view = records
     if n:
         with nogil:
             for t in range(x.shape[0]):
-                active().quantize_q16(&x[t, 0], n, &view[t, 0])
+                quantize(&x[t, 0], n, &view[t, 0])
     digits = records[:, :2 * n].view(np.int8).astype(np.int32)
     scales = np.ascontiguousarray(records[:, 2 * n:2 * n + n // WOOLLY_QBLOCK * 4])
     return 256 * digits[:, :n] + digits[:, n:], scales.view(np.float32)

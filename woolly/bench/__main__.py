@@ -14,7 +14,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from woolly.cli import EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_USAGE, describe
+from woolly.cli import COMPUTES, EXIT_FAILURE, EXIT_INTERRUPTED, EXIT_USAGE, describe
 from woolly.terminal import one_line
 
 FAST_SIZES = {  # option -> argument of load_fast_fp32, value of the default small model
@@ -132,7 +132,7 @@ def _add_kernel_options(mode: argparse.ArgumentParser, *, is_short: bool) -> Non
     )
     mode.add_argument("--columns", metavar="N,N", type=_numbers, default=columns, help="tokens at a time")
     if not is_short:
-        mode.add_argument("--compute", choices=("exact", "bf16"), default="exact", help="of matmuls; default: exact")
+        mode.add_argument("--compute", choices=COMPUTES, default="exact", help="of matmuls; default: exact")
     mode.add_argument("--contexts", metavar="N,N", type=_numbers, default=contexts, help="of attention, in tokens")
 
 
@@ -158,7 +158,7 @@ def _add_model_mode(mode: argparse.ArgumentParser) -> None:
         "--sustained", metavar="N", type=_natural, default=64, help="tokens in a row; default: 64, 0: none"
     )
     text = "run K layers and project the rest: for a model that memory does not hold"
-    mode.add_argument("--compute", choices=("exact", "bf16"), default="exact", help="of matmuls; default: exact")
+    mode.add_argument("--compute", choices=COMPUTES, default="exact", help="of matmuls; default: exact")
     mode.add_argument("--measure-layers", metavar="K", type=_positive, help=text)
 
 

@@ -14,7 +14,7 @@ import numpy as np
 from woolly import _kernels as kernels
 from woolly._kernels import limits as loops
 from woolly.bench.harness import Bench, Row, median, sample, spread
-from woolly.bench.limits import Limits, bound, quantised_kind
+from woolly.bench.limits import Limits, bound, matmul_limit
 from woolly.bench.sizes import Size, size_named
 from woolly.errors import WoollyError
 from woolly.formats import FLOATS
@@ -121,12 +121,9 @@ def matmul_rows(
             kernels.matmul(w, x, out=out, compute=compute, n_threads=bench.n_threads)
 
         row: Row = {"kernel": kernel, "format": format, "shape": f"{n_rows} × {n_cols}", "n_columns": n}
-        kind = "fma_f32" if format in COMPUTED_IN_F32 else quantised_kind(kernels.active_isa())
-        how = compute if n >= kernels.BF16_LEAST_TOKENS else "exact"
-        if how == "bf16":
-            kind = "dot_bf16"
+        kind, reachable = matmul_limit(is_float=format in COMPUTED_IN_F32, n_tokens=n, compute=compute)
         ops = 2 * n_rows * n_cols * n
-        yield {**row, **measured(bench, limits, call, kind=kind, ops=ops, n_bytes=w.nbytes, compute=how)}
+        yield {**row, **measured(bench, limits, call, kind=kind, ops=ops, n_bytes=w.nbytes, reachable=reachable)}
 
 
 def attention_rows(bench: Bench, limits: Limits, size: Size, context: int) -> Iterator[Row]:
@@ -203,7 +200,7 @@ def measured(
     ops: float,
     n_bytes: float,
     n_threads: int | None = None,
-    compute: str = "exact",
+    reachable: float = 1.0,
 ) -> Row:
     """Times of a call and what they mean."""
     samples = sample(call, repeat=bench.repeat)
@@ -219,6 +216,6 @@ def measured(
         working_set=n_bytes,
         seconds=seconds,
         n_threads=n_threads,
-        compute=compute,
+        reachable=reachable,
     )
     return {**row, **shares}

@@ -9,9 +9,8 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 
-from woolly._kernels import active_isa
 from woolly.bench.harness import Bench, Row, median
-from woolly.bench.limits import Limits, bound, quantised_kind
+from woolly.bench.limits import Limits, bound, matmul_limit
 from woolly.bench.steps import StepTimes, timed_step
 from woolly.bench.subjects import Subject, opened
 from woolly.formats import FLOATS
@@ -134,7 +133,8 @@ def _step_shares(bench: Bench, limits: Limits, subject: Subject, step: StepTimes
 def _matmul_shares(bench: Bench, limits: Limits, subject: Subject, stage: str, seconds: float, n_tokens: int) -> Row:
     """Weights come from wherever the whole model's weights fit, as others are read in between."""
     matrices = subject.stage_matrices(stage)
-    kind = "fma_f32" if all(matrix.format in FLOATS for matrix in matrices) else quantised_kind(active_isa())
+    is_float = all(matrix.format in FLOATS for matrix in matrices)
+    kind, reachable = matmul_limit(is_float=is_float, n_tokens=n_tokens, compute=subject.model.compute)
     return bound(
         limits,
         kind=kind,
@@ -143,6 +143,7 @@ def _matmul_shares(bench: Bench, limits: Limits, subject: Subject, stage: str, s
         working_set=subject.read_bytes(),
         seconds=seconds,
         n_threads=bench.n_threads,
+        reachable=reachable,
     )
 
 

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from woolly._kernels import active_isa, aligned_empty, rmsnorm_f32
+from woolly._kernels import BF16_LEAST_TOKENS, active_isa, aligned_empty, rmsnorm_f32
 from woolly._kernels import limits as loops
 from woolly.bench import machine
 from woolly.bench.harness import Bench, Row, median, spread
@@ -137,6 +137,19 @@ def quantised_kind(isa: str) -> str:
     return "dot_bf16" if isa == "avx512_amx" else "dot_int8"
 
 
+def matmul_limit(*, is_float: bool, n_tokens: int, compute: str = "exact") -> tuple[str, float]:
+    """The arithmetic that bounds a matmul, and how much of its peak can be reached.
+
+    Quantised activations have two digits of 8 bits, so a multiply-add of the model is two of the machine's; with
+    compute "int8" they have one.
+    """
+    if compute == "bf16" and n_tokens >= BF16_LEAST_TOKENS:
+        return "dot_bf16", 1.0
+    if is_float:
+        return "fma_f32", 1.0
+    return quantised_kind(active_isa()), 1.0 if compute == "int8" else 0.5
+
+
 def bound(
     limits: Limits,
     *,
@@ -146,7 +159,7 @@ def bound(
     working_set: float,
     seconds: float,
     n_threads: int,
-    compute: str = "exact",
+    reachable: float = 1.0,
 ) -> Row:
     """What a measured time means: rates, and shares of the compute ceiling and of the read bandwidth.
 
@@ -154,21 +167,21 @@ def bound(
     ----------
     limits : Limits
     kind : {"fma_f32", "dot_int8", "dot_bf16", None}
-        The arithmetic that bounds the work. Of a dot product's peak half is the ceiling: activations have two digits of
-        8 bits, so a multiply-add of the model is two of the machine's; with compute "bf16" it is one.
+        The arithmetic that bounds the work.
     ops : float
         Multiplications and additions of the model, not of the machine.
     n_bytes, working_set : float
         Bytes that must be read, and those that lie in memory meanwhile: which cache they can come from.
     seconds : float
     n_threads : int
+    reachable : float
+        How much of the peak is the ceiling, see `matmul_limit`.
     """
     row: Row = {"gops": ops / seconds / 1e9, "gb_per_s": n_bytes / seconds / 1e9}
     row["read_share"] = n_bytes / seconds / limits.read(int(working_set), n_threads) if n_bytes else 0.0
     row["compute_share"] = 0.0
     if kind is not None and ops:
-        ceiling = limits.peak(kind, n_threads) * (1.0 if kind == "fma_f32" or compute == "bf16" else 0.5)
-        row["compute_share"] = ops / seconds / ceiling
+        row["compute_share"] = ops / seconds / (reachable * limits.peak(kind, n_threads))
     row["share"] = max(row["compute_share"], row["read_share"])
     row["limit"] = "read" if row["read_share"] >= row["compute_share"] else kind
     return row

@@ -10,10 +10,9 @@ import argparse
 import time
 from collections.abc import Callable, Iterator
 
-from woolly._kernels import BF16_LEAST_TOKENS, active_isa
 from woolly.bench import machine
 from woolly.bench.harness import Bench, Row, median, spread
-from woolly.bench.limits import Limits, bound, quantised_kind
+from woolly.bench.limits import Limits, bound, matmul_limit
 from woolly.bench.steps import PROJECTION_RULE, projected_s, timed_step, token_ids
 from woolly.bench.subjects import Subject, opened
 from woolly.errors import WoollyError
@@ -97,10 +96,7 @@ def _prefill_row(bench: Bench, limits: Limits, subject: Subject, n: int, depth: 
     row = _rates("pp", n, depth, samples)
     skipped = ("token_embd.weight", "output.weight")
     ops = 2.0 * n * sum(m.n_rows * m.n_cols for name, m in subject.matrices.items() if name not in skipped)
-    compute = subject.model.compute if n >= BF16_LEAST_TOKENS else "exact"
-    kind = "fma_f32" if _is_float(subject) else quantised_kind(active_isa())
-    if compute == "bf16":
-        kind = "dot_bf16"
+    kind, reachable = matmul_limit(is_float=_is_float(subject), n_tokens=n, compute=subject.model.compute)
     n_bytes = subject.read_bytes()
     return row | bound(
         limits,
@@ -110,7 +106,7 @@ def _prefill_row(bench: Bench, limits: Limits, subject: Subject, n: int, depth: 
         working_set=n_bytes,
         seconds=median(samples),
         n_threads=bench.n_threads,
-        compute=compute,
+        reachable=reachable,
     )
 
 

@@ -177,6 +177,19 @@ static INLINE void q16_scale(int32_t bits, float *d, float *inverse) {
     memcpy(inverse, &inverse_bits, 4);
 }
 
+/* The same for 8 bits: d brings the largest magnitude to 127 */
+static INLINE void q8_scale(int32_t bits, float *d, float *inverse) {
+    const int32_t nan_bits = 0x7fc00000;
+    float most;
+    memcpy(&most, &bits, 4);
+    *d = most / 127;
+    *inverse = 127 / most;
+    if (bits < Q16_LEAST_BITS) *d = *inverse = 0;
+    if (bits < Q16_MOST_BITS) return;
+    memcpy(d, &nan_bits, 4);
+    *inverse = 0;
+}
+
 /* 16 values -> their digits; returns q */
 static INLINE vi quantize_digits(vf x, float inverse, int8_t *hi, int8_t *lo) {
     const vf magic = vf_set1(12582912.0f); /* 1.5 * 2^23: adding it leaves round(x) in the low bits */
@@ -188,9 +201,9 @@ static INLINE vi quantize_digits(vf x, float inverse, int8_t *hi, int8_t *lo) {
     return vi_add(vi_sll(high, 8), low);
 }
 
-/* blocks b .. b + n - 1, n <= 4: their maxima and sums are reduced together */
-static INLINE void quantize_blocks(const float *x, int n, int8_t *hi, int8_t *lo, float *d, float *sum, int32_t *corr,
-                                   int32_t *corr16) {
+/* n <= 4 blocks from x on: their maxima and sums are reduced together */
+static INLINE void quantize_blocks(int digits, const float *x, int n, int8_t *hi, int8_t *lo, float *d, float *sum,
+                                   int32_t *corr, int32_t *corr16) {
     vi magnitude[4], q[8];
     int32_t bits[4], sums[8];
     const vi no_sign = vi_set1(0x7fffffff), zero = vi_set1(0);
@@ -205,7 +218,8 @@ static INLINE void quantize_blocks(const float *x, int n, int8_t *hi, int8_t *lo
             continue;
         }
         float inverse;
-        q16_scale(bits[b], &d[b], &inverse);
+        if (digits == 2) q16_scale(bits[b], &d[b], &inverse);
+        else q8_scale(bits[b], &d[b], &inverse);
         q[2 * b] = quantize_digits(vf_load(x + 32 * b), inverse, hi + 32 * b, lo + 32 * b);
         q[2 * b + 1] = quantize_digits(vf_load(x + 32 * b + 16), inverse, hi + 32 * b + 16, lo + 32 * b + 16);
     }
@@ -219,16 +233,19 @@ static INLINE void quantize_blocks(const float *x, int n, int8_t *hi, int8_t *lo
     }
 }
 
-static void quantize_q16(const float *x, int64_t n_k, uint8_t *record) {
+static INLINE void quantize_record(int digits, const float *x, int64_t n_k, uint8_t *record) {
     int64_t n_blocks = n_k / WOOLLY_QBLOCK, b = 0;
     int8_t *hi = (int8_t *)record, *lo = hi + n_k;
     float *d = (float *)(lo + n_k), *sum = d + n_blocks;
     int32_t *corr = (int32_t *)(sum + n_blocks), *corr16 = corr + n_blocks;
     for (; b + 4 <= n_blocks; b += 4)
-        quantize_blocks(x + 32 * b, 4, hi + 32 * b, lo + 32 * b, d + b, sum + b, corr + b, corr16 + 2 * b);
+        quantize_blocks(digits, x + 32 * b, 4, hi + 32 * b, lo + 32 * b, d + b, sum + b, corr + b, corr16 + 2 * b);
     for (; b < n_blocks; b++)
-        quantize_blocks(x + 32 * b, 1, hi + 32 * b, lo + 32 * b, d + b, sum + b, corr + b, corr16 + 2 * b);
+        quantize_blocks(digits, x + 32 * b, 1, hi + 32 * b, lo + 32 * b, d + b, sum + b, corr + b, corr16 + 2 * b);
 }
+
+static void quantize_q16(const float *x, int64_t n_k, uint8_t *record) { quantize_record(2, x, n_k, record); }
+static void quantize_q8(const float *x, int64_t n_k, uint8_t *record) { quantize_record(1, x, n_k, record); }
 
 #if HAS_AMX || HAS_BF16
 /* 16 small integers times a power of two, as bf16: cut off, not rounded, as they fit */
@@ -246,6 +263,12 @@ static void bf16_of_q16(const uint8_t *record, int64_t n_k, int64_t col, uint16_
         store_bf16(at, vf_mul(vf_mul(vf_load_i8(hi + k), vf_set1(256)), scale));
         store_bf16(at + 512, vf_mul(vf_load_i8(lo + k), scale));
     }
+}
+
+static void bf16_of_q8(const uint8_t *record, int64_t n_k, int64_t col, uint16_t *bf16) {
+    const int8_t *lo = (const int8_t *)record + n_k;
+    uint16_t *out = bf16 + col / 16 * (16 * n_k) + col % 16 * 32;
+    for (int64_t k = 0; k < n_k; k += 16) store_bf16(out + k / 32 * 512 + k % 32, vf_load_i8(lo + k));
 }
 #endif
 

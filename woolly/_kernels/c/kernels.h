@@ -20,6 +20,7 @@
  *   float sum[n_blocks]         sum of d * (256 hi + lo) over the block (exact: the integer has 21 bits)
  *   int32 corr[n_blocks]        -128 * sum / d, what a dot product with weights biased by 128 starts from
  *   int32 corr16[2 * n_blocks]  the same over halves of a block, for formats with a scale every 16 weights
+ * With compute="int8" they have 8 bits: hi is zero, and d, which brings the largest of the block to 127, any number.
  */
 static inline int64_t woolly_q16_stride(int64_t n_k) {
     int64_t bytes = 2 * n_k + n_k / WOOLLY_QBLOCK * 20;
@@ -27,7 +28,8 @@ static inline int64_t woolly_q16_stride(int64_t n_k) {
     return bytes % 4096 ? bytes : bytes + 64; /* columns 4096 bytes apart would share one L1 set */
 }
 
-/* The same digits for tiles of bf16: (groups of 16 columns, n_blocks, 2, 16, 32), d * 256 hi and d * lo, both exact */
+/* The same digits for tiles of bf16: (groups of 16 columns, n_blocks, 2, 16, 32), d * 256 hi and d * lo, both exact; of
+ * 8 bits, (groups of 16 columns, n_blocks, 16, 32), lo */
 #define WOOLLY_BF16_LEAST_COLS 8 /* fewer columns are faster without tiles */
 static inline int64_t woolly_bf16_bytes(int64_t n_k, int64_t n_cols) { return (n_cols + 15) / 16 * 16 * 4 * n_k; }
 
@@ -39,6 +41,7 @@ typedef struct {
     int64_t x_stride;
     const uint8_t *xq;  /* quantised formats: records of quantised activations */
     int64_t xq_stride;  /* in bytes */
+    int n_digits;       /* of those: 2, or 1 where hi is zero */
     const uint16_t *bf16; /* the same as bf16, from a group of 16 columns on, or NULL; or activations rounded to it */
     float *out;         /* (n_cols, out_stride) */
     int64_t out_stride;
@@ -109,16 +112,19 @@ typedef struct {
     uint8_t *w;                  /* packed, written */
 } woolly_generate_args;
 
+typedef void (*woolly_quantize_fn)(const float *x, int64_t n_k, uint8_t *record);
+typedef void (*woolly_bf16_of_fn)(const uint8_t *record, int64_t n_k, int64_t col, uint16_t *bf16);
+
 typedef struct {
     const char *name;
     int n_formats;
     woolly_format formats[WOOLLY_MAX_FORMATS];
 
-    /* one row of activations -> one record */
-    void (*quantize_q16)(const float *x, int64_t n_k, uint8_t *record);
+    /* one row of activations -> one record, of 16 bits or of 8 */
+    woolly_quantize_fn quantize_q16, quantize_q8;
     void (*dequantize_q16)(const uint8_t *record, int64_t n_k, float *out);
     /* a column's record -> its place among the groups of 16 columns; NULL where no matmul uses tiles of bf16 */
-    void (*bf16_of_q16)(const uint8_t *record, int64_t n_k, int64_t col, uint16_t *bf16);
+    woolly_bf16_of_fn bf16_of_q16, bf16_of_q8;
 
     /* out = x / sqrt(mean(x^2) + eps) * weight, one row; out may be x */
     void (*rmsnorm)(const float *x, const float *weight, int64_t n, float eps, float *out);

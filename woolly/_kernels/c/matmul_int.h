@@ -1,11 +1,12 @@
-/* The integer matmul: quantised weights by activations quantised to 16 bits per 32 values.
+/* The integer matmul: quantised weights by activations quantised to 16 bits per 32 values, or to 8.
  *
  *   out[c][r] = sum over blocks b, ascending, of m[r][b] (dx[c][b] sum(x[c][b])) + d[r][b] (dx[c][b] dot(q[r][b], x[c][b]))
  *
  * (formats with a scale or a minimum for 16 weights have two terms of that kind in a block).
  *
  * x = 256 hi + lo, so a dot product is two of int8: over hi, shifted by 8 bits, and on over lo. They are exact in int32, and
- * so are products with dx, a power of two; each term then is an fma of the element's chain in f32. A lane is a row, so neither k nor a sum is ever split. Up to
+ * so are products with dx, a power of two; each term then is an fma of the element's chain in f32. Of 8 bits, x = lo, and dx
+ * is any number: the product with it is rounded. A lane is a row, so neither k nor a sum is ever split. Up to
  * DIRECT columns are computed from the packed blocks as they stream by; for more, a tile of INT_RV groups of rows is
  * unpacked to bytes once and used by all columns.
  */
@@ -32,7 +33,7 @@ typedef struct {
     ALIGNED float m[INT_TILE][INT_RV][2][16];
 } int_tile;
 
-/* From the dot product over hi to where that over lo starts: 256 hi - bias * sum(x), from corr = -128 * sum(x) */
+/* From the dot product over hi, or 0, to where that over lo starts: 256 hi - bias * sum(x), from corr = -128 * sum(x) */
 static INLINE vi next_digit(int bias, vi dot, const int32_t *corr) {
     dot = vi_sll(dot, 8);
     if (bias == 0 || (bias == 128 && !DOT_FULL_BIASED)) return dot;
@@ -76,7 +77,7 @@ static INLINE q16_column q16_at(const uint8_t *record, int64_t n_k, int64_t bloc
 #define AT(pointer, offset_bytes) ((__typeof__(pointer))((const char *)(pointer) + (offset_bytes)))
 
 /* acc (nc, INT_ROWS) += the tile's n_blocks blocks, for nc columns from record xq on, the tile being at block0 */
-static INLINE void int_tile_cols(int bias, int halves, int min, int nc, const int_tile *tile, int n_blocks,
+static INLINE void int_tile_cols(int digits, int bias, int halves, int min, int nc, const int_tile *tile, int n_blocks,
                                  const uint8_t *xq, int64_t xq_stride, int64_t n_k, int64_t block0, float *acc) {
     q16_column x3[(INT_NC + 2) / 3];
     UNROLL for (int c = 0; c < (nc + 2) / 3; c++) x3[c] = q16_at(xq + 3 * c * xq_stride, n_k, block0);
@@ -87,7 +88,14 @@ static INLINE void int_tile_cols(int bias, int halves, int min, int nc, const in
         vi dot[INT_NC][INT_RV][2];
         UNROLL for (int half = 0; half <= halves; half++) {
             UNROLL for (int c = 0; c < nc; c++) UNROLL for (int v = 0; v < INT_RV; v++) dot[c][v][half] = vi_set1(0);
-            UNROLL for (int digit = 0; digit < 2; digit++) {
+            UNROLL for (int digit = 2 - digits; digit < 2; digit++) {
+                if (digit == 1) {
+                    UNROLL for (int c = 0; c < nc; c++) {
+                        const int32_t *corr = halves ? x3[c / 3].corr16 + 2 * b + half : x3[c / 3].corr + b;
+                        UNROLL for (int v = 0; v < INT_RV; v++)
+                            dot[c][v][half] = next_digit(bias, dot[c][v][half], AT(corr, c % 3 * xq_stride));
+                    }
+                }
                 int n_g = halves ? 4 : 8;
                 UNROLL for (int g = half * 4; g < half * 4 + n_g; g++) {
                     vb w[INT_RV];
@@ -95,13 +103,6 @@ static INLINE void int_tile_cols(int bias, int halves, int min, int nc, const in
                     UNROLL for (int c = 0; c < nc; c++) {
                         const int8_t *x = AT(x3[c / 3].digits[digit] + 32 * b + 4 * g, c % 3 * xq_stride);
                         UNROLL for (int v = 0; v < INT_RV; v++) dot[c][v][half] = dot4(bias, dot[c][v][half], w[v], x);
-                    }
-                }
-                if (digit == 0) {
-                    UNROLL for (int c = 0; c < nc; c++) {
-                        const int32_t *corr = halves ? x3[c / 3].corr16 + 2 * b + half : x3[c / 3].corr + b;
-                        UNROLL for (int v = 0; v < INT_RV; v++)
-                            dot[c][v][half] = next_digit(bias, dot[c][v][half], AT(corr, c % 3 * xq_stride));
                     }
                 }
             }
@@ -126,15 +127,18 @@ static INLINE void int_tile_cols(int bias, int halves, int min, int nc, const in
     int64_t n_cols, const int_tile *tile, int n_blocks, const uint8_t *xq, int64_t xq_stride, int64_t n_k,             \
         int64_t block0, float *acc
 
-/* int_tile_KIND: any number of columns, INT_NC at a time, then 1 */
-#define DEFINE_INT_TILE(KIND, BIAS, HALVES, MIN)                                                                       \
-    static __attribute__((noinline)) void int_tile_##KIND(INT_TILE_ARGS) {                                            \
+/* int_tile_KIND_q16 and _q8: any number of columns, INT_NC at a time, then 1 */
+#define DEFINE_INT_TILE_OF(NAME, DIGITS, BIAS, HALVES, MIN)                                                            \
+    static __attribute__((noinline)) void int_tile_##NAME(INT_TILE_ARGS) {                                            \
         for (; n_cols >= INT_NC; n_cols -= INT_NC, xq += INT_NC * xq_stride, acc += INT_NC * INT_ROWS)                 \
-            int_tile_cols(BIAS, HALVES, MIN, INT_NC, tile, n_blocks, xq, xq_stride, n_k, block0, acc);                 \
+            int_tile_cols(DIGITS, BIAS, HALVES, MIN, INT_NC, tile, n_blocks, xq, xq_stride, n_k, block0, acc);         \
         for (; n_cols >= 2; n_cols -= 2, xq += 2 * xq_stride, acc += 2 * INT_ROWS)                                     \
-            int_tile_cols(BIAS, HALVES, MIN, 2, tile, n_blocks, xq, xq_stride, n_k, block0, acc);                      \
-        if (n_cols) int_tile_cols(BIAS, HALVES, MIN, 1, tile, n_blocks, xq, xq_stride, n_k, block0, acc);              \
+            int_tile_cols(DIGITS, BIAS, HALVES, MIN, 2, tile, n_blocks, xq, xq_stride, n_k, block0, acc);              \
+        if (n_cols) int_tile_cols(DIGITS, BIAS, HALVES, MIN, 1, tile, n_blocks, xq, xq_stride, n_k, block0, acc);      \
     }
+#define DEFINE_INT_TILE(KIND, BIAS, HALVES, MIN)                                                                       \
+    DEFINE_INT_TILE_OF(KIND##_q16, 2, BIAS, HALVES, MIN)                                                               \
+    DEFINE_INT_TILE_OF(KIND##_q8, 1, BIAS, HALVES, MIN)
 
 /* The tile's bytes: all formats without minima are brought to bias 128 where the dot product takes any byte, otherwise to
  * the least that suits all formats of the kind */
@@ -145,7 +149,8 @@ DEFINE_INT_TILE(halves, halves_BIAS, 1, 0)
 DEFINE_INT_TILE(min, min_BIAS, 0, MIN_32)
 DEFINE_INT_TILE(min16, min16_BIAS, 0, MIN_16)
 #if DOT_FULL_BIASED
-#define int_tile_low int_tile_full
+#define int_tile_low_q16 int_tile_full_q16
+#define int_tile_low_q8 int_tile_full_q8
 #else
 DEFINE_INT_TILE(low, low_BIAS, 0, 0)
 #endif
@@ -160,8 +165,8 @@ static INLINE vb rebias(vb q, int bias, int tile_bias) {
     DEFINE_PACKING(NAME)                                                                                               \
     enum { NAME##_SUB = NAME##_OUTER * NAME##_INNER }; /* blocks of 32 in one of the format's blocks */                \
                                                                                                                        \
-    static INLINE void NAME##_direct(const woolly_matmul_args *a, int nc, int64_t col, int64_t group, int64_t n_rv,    \
-                                     int is_last) {                                                                    \
+    static INLINE void NAME##_direct(const woolly_matmul_args *a, int digits, int nc, int64_t col, int64_t group,      \
+                                     int64_t n_rv, int is_last) {                                                      \
         const NAME##_group *w[INT_RV];                                                                                 \
         int64_t n_blocks = a->n_k / NAME##_BLOCK;                                                                      \
         int64_t ahead = is_last ? LAST_AHEAD : INT_RV * n_blocks * (int64_t)sizeof(NAME##_group);                      \
@@ -185,7 +190,7 @@ static INLINE vb rebias(vb q, int bias, int tile_bias) {
                         UNROLL for (int g = 0; g < 8; g++) {                                                           \
                             vb q = NAME##_quants(w[v] + b, o, i, g);                                                   \
                             int chain = NAME##_HALVES ? g / 4 : nc == 1 ? g % 2 : 0;                                   \
-                            UNROLL for (int c = 0; c < nc; c++) UNROLL for (int digit = 0; digit < 2; digit++)         \
+                            UNROLL for (int c = 0; c < nc; c++) UNROLL for (int digit = 2 - digits; digit < 2; digit++)\
                                 part[c][digit][chain] = dot4(NAME##_BIAS, part[c][digit][chain], q,                    \
                                                              x[c].digits[digit] + 32 * s + 4 * g);                     \
                         }                                                                                              \
@@ -236,6 +241,7 @@ static INLINE vb rebias(vb q, int bias, int tile_bias) {
     static void NAME##_tiled(const woolly_matmul_args *a, int64_t group, int64_t n_rv) {                               \
         int_tile tile;                                                                                                 \
         ALIGNED float acc[INT_COL_BLOCK * INT_ROWS];                                                                   \
+        void (*multiply)(INT_TILE_ARGS) = a->n_digits == 1 ? int_tile_##KIND##_q8 : int_tile_##KIND##_q16;             \
         int64_t n_blocks = a->n_k / NAME##_BLOCK, n_tiles = (n_blocks * NAME##_SUB + INT_TILE - 1) / INT_TILE;         \
         int64_t step = (n_blocks + n_tiles - 1) / n_tiles; /* tiles of even length */                                  \
         for (int64_t col = 0; col < a->n_cols; col += INT_COL_BLOCK) {                                                 \
@@ -248,13 +254,21 @@ static INLINE vb rebias(vb q, int bias, int tile_bias) {
                     NAME##_fill(&tile, w, v, n);                                                                       \
                     if (col == 0) prefetch_bytes(w + n, n * (int64_t)sizeof(NAME##_group));                            \
                 }                                                                                                      \
-                int_tile_##KIND(n_cols, &tile, n * NAME##_SUB, a->xq + col * a->xq_stride, a->xq_stride, a->n_k,       \
+                multiply(n_cols, &tile, n * NAME##_SUB, a->xq + col * a->xq_stride, a->xq_stride, a->n_k,       \
                                 b * NAME##_SUB, acc);                                                                  \
             }                                                                                                          \
             for (int64_t c = 0; c < n_cols; c++)                                                                       \
                 for (int64_t v = 0; v < n_rv; v++)                                                                     \
                     store_rows(a, col + c, (group + v) * 16, vf_load(acc + c * INT_ROWS + v * 16));                    \
         }                                                                                                              \
+    }                                                                                                                  \
+                                                                                                                       \
+    static INLINE void NAME##_streamed(const woolly_matmul_args *a, int digits, int64_t group, int64_t n_rv,           \
+                                       int is_last) {                                                                  \
+        int64_t col = 0;                                                                                               \
+        for (; DIRECT >= 4 && col + 4 <= a->n_cols; col += 4) NAME##_direct(a, digits, 4, col, group, n_rv, is_last);  \
+        if (DIRECT >= 2 && a->n_cols - col >= 2) NAME##_direct(a, digits, 2, col, group, n_rv, is_last), col += 2;     \
+        if (a->n_cols - col == 1) NAME##_direct(a, digits, 1, col, group, n_rv, is_last);                              \
     }                                                                                                                  \
                                                                                                                        \
     static void NAME##_matmul(const woolly_matmul_args *a, int64_t group_begin, int64_t group_end) {                   \
@@ -265,10 +279,8 @@ static INLINE vb rebias(vb q, int bias, int tile_bias) {
                 continue;                                                                                              \
             }                                                                                                          \
             int is_last = group + INT_RV >= group_end;                                                                 \
-            int64_t col = 0;                                                                                           \
-            for (; DIRECT >= 4 && col + 4 <= a->n_cols; col += 4) NAME##_direct(a, 4, col, group, n_rv, is_last);      \
-            if (DIRECT >= 2 && a->n_cols - col >= 2) NAME##_direct(a, 2, col, group, n_rv, is_last), col += 2;         \
-            if (a->n_cols - col == 1) NAME##_direct(a, 1, col, group, n_rv, is_last);                                  \
+            if (a->n_digits == 1) NAME##_streamed(a, 1, group, n_rv, is_last);                                         \
+            else NAME##_streamed(a, 2, group, n_rv, is_last);                                                          \
         }                                                                                                              \
     }
 

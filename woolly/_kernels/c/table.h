@@ -128,14 +128,16 @@ DEFINE_CONVERTED(tq2_0, lut4)
 #define PLUS_ONE(...) +1
 
 /* Everything but the integer matmuls is the same where one build serves two instruction sets */
-#define TABLE(NAME, MATMUL, BF16_OF_Q16)                                                                                          \
+#define TABLE(NAME, MATMUL, BF16_OF_Q16, BF16_OF_Q8)                                                                   \
     {                                                                                                                  \
         .name = NAME,                                                                                                  \
         .n_formats = 0 EACH_FORMAT(PLUS_ONE, MATMUL),                                                                  \
         .formats = {EACH_FORMAT(FORMAT, MATMUL)},                                                                      \
         .quantize_q16 = quantize_q16,                                                                                  \
+        .quantize_q8 = quantize_q8,                                                                                    \
         .dequantize_q16 = dequantize_q16,                                                                              \
         .bf16_of_q16 = BF16_OF_Q16,                                                                                    \
+        .bf16_of_q8 = BF16_OF_Q8,                                                                                      \
         .rmsnorm = rmsnorm_f32,                                                                                        \
         .layernorm = layernorm_f32,                                                                                    \
         .act = act_f32,                                                                                                \
@@ -152,9 +154,9 @@ DEFINE_CONVERTED(tq2_0, lut4)
         .generate = generate_group,                                                                                    \
     }
 
-const woolly_kernels WOOLLY_TABLE = TABLE(ISA_NAME, matmul, NULL);
+const woolly_kernels WOOLLY_TABLE = TABLE(ISA_NAME, matmul, NULL, NULL);
 #if HAS_AMX
-const woolly_kernels woolly_kernels_avx512_amx = TABLE("avx512_amx", matmul_amx, bf16_of_q16);
+const woolly_kernels woolly_kernels_avx512_amx = TABLE("avx512_amx", matmul_amx, bf16_of_q16, bf16_of_q8);
 #endif
 
 #if HAS_BF16

@@ -1,7 +1,8 @@
-"""compute="bf16": weights and activations rounded to bf16, by whichever dot unit the machine has.
+"""The ways to compute that round: int8, whose kernels test_matmul.py tests, and bf16.
 
-The bound follows from the roundings: a bf16 has 8 bits, so each factor is off by at most 2^-8 of itself. What is left
-is float32: a weight's dequantisation, whose offset of 256 scales and a minimum is rounded once, and a chain of k sums.
+In bf16 weights and activations are rounded by whichever dot unit the machine has. The bound follows from the roundings:
+a bf16 has 8 bits, so each factor is off by at most 2^-8 of itself. What is left is float32: a weight's dequantisation,
+whose offset of 256 scales and a minimum is rounded once, and a chain of k sums.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ import woolly
 from woolly import cli
 from woolly._kernels import (
     BF16_LEAST_TOKENS,
+    COMPUTES,
     PackedMatrix,
+    active_isa,
     available_isas,
     bf16_unit,
     check_compute,
@@ -174,7 +177,29 @@ def test_a_model_whose_unit_went_away_is_refused(tiny: Path, any_unit: str) -> N
         model.forward(PROMPT)
 
 
+@pytest.mark.parametrize("arch", ["llama", "gemma3"])
+def test_int8_is_told_and_close(arch: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = oracle_models.write_tiny(arch, tmp_path / "tiny.gguf", dtype="q8_0")
+    exact, rounded = (woolly.load_gguf(path, compute=compute) for compute in ("exact", "int8"))
+    assert (rounded.compute, rounded.base_timing.compute) == ("int8", "int8")
+    assert repr(rounded).endswith(", compute int8>")
+    exact, rounded = (model.forward(PROMPT) for model in (exact, rounded))
+    assert 0 < np.abs(exact - rounded).max() < 0.05 * np.abs(exact).max()
+    assert cli.main(["run", str(path), "--compute", "int8", "--prompt", "abc", "-n", "2", "--timing"]) == 0
+    assert f"{active_isa()}, int8" in capsys.readouterr().err
+
+
+def test_int8_changes_nothing_where_weights_are_floats(tmp_path: Path) -> None:
+    path = oracle_models.write_tiny("llama", tmp_path / "tiny.gguf", dtype="f32")
+    exact, rounded = (woolly.load_gguf(path, compute=compute).forward(PROMPT) for compute in ("exact", "int8"))
+    assert np.array_equal(exact, rounded)
+
+
+def test_commands_take_every_way() -> None:
+    assert cli.COMPUTES == COMPUTES
+
+
 def test_unknown_compute_is_refused(tiny: Path) -> None:
-    with pytest.raises(WoollyError, match=r"^compute: expected one of exact, bf16, got 'fp8'$"):
+    with pytest.raises(WoollyError, match=r"^compute: expected one of exact, int8, bf16, got 'fp8'$"):
         woolly.load_gguf(tiny, compute="fp8")
-    assert check_compute("exact") is False
+    check_compute("exact")
