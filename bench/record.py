@@ -3,7 +3,7 @@
 Runs the modes of `woolly.bench` and `bench/compare.py` over two real models and files of a 1B model with generated
 weights, which are made in DIR where they are missing, and writes what they measured as JSON lines to
 bench/results/COMMIT.jsonl: the machine first, then a row for each measurement, with its limit from the same process.
-With --only, what the file has of other parts is kept.
+Under WOOLLY_ISA that is COMMIT-ISA.jsonl. With --only, what the file has of other parts is kept.
 `--show FILE` prints such a file as a table. Not part of the package.
 """
 
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -46,6 +47,7 @@ def commands(repeat: int) -> dict[str, list[tuple[str, str]]]:
             (f"model -p 256 -n 16 -d 4096 {rarely}", "1b-q4_0"),
             (f"model -p 0 -n 16 --sequences 16 {rarely}", "1b-q4_0"),
         ],
+        "int8": [(f"model --compute int8 -p 256 -n 32 {often}", name) for name in (*REAL, "1b-q4_0")],
         "bf16": [(f"model --compute bf16 -p 256 -n 0 {often}", name) for name in (*REAL, "1b-q4_0", "1b-f16")],
         "loading": [("loading --repeat 5", name) for name in (*REAL, "1b-q4_0")],
         "compare": [("compare", name) for name in COMPARED],
@@ -65,7 +67,8 @@ def main() -> int:
     runs = [(part, *run) for part in args.only or parts for run in parts[part]]
     facts = machine.describe(check_threads(args.threads))
     RESULTS.mkdir(exist_ok=True)
-    path = RESULTS / f"{facts['commit']}.jsonl"
+    isa = os.environ.get("WOOLLY_ISA")
+    path = RESULTS / f"{facts['commit']}{'-' + isa if isa else ''}.jsonl"
     rows = [facts, *kept(path, {part for part, *_ in runs})]
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
     with Progress(*columns) as progress:
@@ -93,11 +96,9 @@ def measured(command: str, model: str, args: argparse.Namespace) -> Iterator[Row
     threads = [] if args.threads is None else ["--threads", str(args.threads)]
     if command == "compare":
         whole = [sys.executable, str(Path(__file__).with_name("compare.py")), "--model", path, *threads]
-        last = _output(whole)[-1]
-        for name, tests in json.loads(last)["models"].items():
-            yield from (
-                {"mode": "compare", "model": name, "test": test, "engines": found} for test, found in tests.items()
-            )
+        (tests,) = json.loads(_output(whole)[-1])["models"].values()
+        for test, found in tests.items():
+            yield {"mode": "compare", "model": model, "test": test, "engines": found}
         return
     subject = ["--model", path] if path else []
     for line in _output([sys.executable, "-m", "woolly.bench", *command.split(), *subject, "--json", *threads]):
@@ -116,24 +117,12 @@ def model_file(name: str, folder: Path) -> Path:
     if path.exists():
         return path
     if name in SYNTHETIC:
-        vocabulary = ["--vocab", str(model_file("smollm2", folder))]
-        _output(
-            [
-                sys.executable,
-                "-m",
-                "woolly",
-                "synth",
-                *SIZES_OF_1B.split(),
-                "--dtype",
-                SYNTHETIC[name],
-                *vocabulary,
-                str(path),
-            ]
-        )
+        vocabulary = str(model_file("smollm2", folder))
+        command = ["synth", str(path), *SIZES_OF_1B.split(), "--dtype", SYNTHETIC[name], "--vocab", vocabulary]
     else:
         source, type = QUANTISED[name]
         command = ["quantize", str(model_file(source, folder)), str(path), type, "--allow-requantize"]
-        _output([sys.executable, "-m", "woolly", *command])
+    _output([sys.executable, "-m", "woolly", *command])
     return path
 
 
@@ -146,15 +135,8 @@ def show(rows: list[Row]) -> None:
     print("\n| model | compute | test | tokens/s | share | of |\n|---|---|---|---:|---:|---|")
     for row in rows:
         if row["mode"] == "model" and "median_ts" in row:
-            line = (
-                row["model"],
-                row["compute"],
-                row["test"],
-                f"{row['median_ts']:,.1f}",
-                f"{row['share']:.0%}",
-                row["limit"],
-            )
-            print("| " + " | ".join(line) + " |")
+            rate = f"{row['median_ts']:,.1f} | {row['share']:.0%} | {row['limit']}"
+            print(f"| {row['model']} | {row['compute']} | {row['test']} | {rate} |")
     print("\n| model | test | engine | tokens/s | woolly is × |\n|---|---|---|---:|---:|")
     for row in rows:
         for engine, found in row["engines"].items() if row["mode"] == "compare" else ():

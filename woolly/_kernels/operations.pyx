@@ -24,6 +24,7 @@ cdef enum:
     BF16_ROW_STEP = 4               # groups of rows in a tile of bf16
     ROW_STEP = 2                    # and in the others
     BF16_COLUMN_BLOCK = 256         # for tiles of bf16, which read activations ahead, so that they need not stay in L2
+    FEW_COLUMNS = 8                 # from so many on the arithmetic takes longer than the weights do to come
     MOST_BYTES_AHEAD = 1 << 18      # of weights that wait in L2 for their turn
     FLOAT_COLUMN_BLOCK = 264        # of float formats, which cut k themselves
     COLUMN_BLOCK_BYTES = 1 << 20    # half of a 2 MB L2: activations that stay there while row groups go by
@@ -46,8 +47,8 @@ cdef void work_stage(Run *run, int32_t turn, float *scratch, int n_threads) noex
         work_rows(run, stage, tasks, scratch, n_threads)
 
 
-# How the row groups of all parts of a matmul are cut into chunks: a large one for each thread to begin with, whose
-# weights stream by without a break, then small ones for whoever is free
+# How the row groups of all parts of a matmul are cut into chunks: for few columns a large one for each thread to begin
+# with, whose weights stream by without a break, then small ones for whoever is free
 cdef struct Chunks:
     int64_t total
     int64_t n_large
@@ -55,7 +56,7 @@ cdef struct Chunks:
     int64_t small
 
 
-cdef Chunks cut_rows(const Op *op, int64_t step, int n_threads) noexcept nogil:
+cdef Chunks cut_rows(const Op *op, int64_t n_cols, int64_t step, int n_threads) noexcept nogil:
     cdef Chunks chunks
     cdef int64_t total = 0
     cdef int i
@@ -63,6 +64,8 @@ cdef Chunks cut_rows(const Op *op, int64_t step, int n_threads) noexcept nogil:
         total += op.parts[i].m.n_groups
     chunks.total, chunks.n_large = total, n_threads
     chunks.large = total if n_threads == 1 else total * 3 // (4 * n_threads) // step * step
+    if n_cols >= FEW_COLUMNS and n_threads > 1:
+        chunks.n_large = chunks.large = 0
     chunks.small = max(step, total // (n_threads * 8) // step * step)
     return chunks
 
@@ -81,7 +84,7 @@ cdef int64_t chunk_weights(const Op *op, int64_t i, int n_threads, const uint8_t
     """Where the weights of chunk i of a matmul begin; returns how many bytes there are of its first part, at most."""
     cdef int64_t first = 0, begin, end
     cdef int part
-    cdef Chunks chunks = cut_rows(op, ROW_STEP, n_threads)
+    cdef Chunks chunks = cut_rows(op, 1, ROW_STEP, n_threads)
     begin, end = chunk_begin(&chunks, i), chunk_begin(&chunks, i + 1)
     for part in range(op.n_parts):
         if begin < first + op.parts[part].m.n_groups:
@@ -106,7 +109,7 @@ cdef void work_matmul(Run *run, const Op *op, woolly_tasks *tasks, int n_threads
         block = max(COLUMN_STEP, COLUMN_BLOCK_BYTES // x.q16_stride // COLUMN_STEP * COLUMN_STEP)
     if rounds or has_digits and op.parts[0].m.quantised:
         block, step = BF16_COLUMN_BLOCK, BF16_ROW_STEP
-    chunks = cut_rows(op, step, n_threads)
+    chunks = cut_rows(op, n_cols, step, n_threads)
     count = n_chunks(&chunks)
     args.x_stride, args.xq_stride, args.n_digits = x.stride, x.q16_stride, run.how.n_digits
     args.accumulate = op.accumulate

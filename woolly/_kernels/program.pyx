@@ -120,8 +120,8 @@ cdef class Program:
             return name
         index = self._n_bufs
         self._need(index)
-        # rows 4096 bytes apart would share one L1 set
-        stride = width + 16 if width * 4 % 4096 == 0 else width
+        # an odd number of cache lines: rows an even number of them apart would share a part of the L1 sets
+        stride = width + 16 if width % 32 == 0 else width
         memory = self._memory(self.max_tokens * max(1, pairs) * stride * 4)
         self._buf[index].data = <float *><size_t>memory.ctypes.data
         self._buf[index].width = width

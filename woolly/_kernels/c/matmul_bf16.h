@@ -17,8 +17,8 @@
 typedef uint32_t bf16_square[16][16]; /* [pair of k][row]: two bf16 */
 typedef bf16_square bf16_panel[BF16_RV];
 
-/* one block of 32 along k of a packed group of rows */
-typedef void (*bf16_fill_fn)(const uint8_t *group, int64_t n_k, int64_t block, uint32_t (*pairs)[16]);
+/* a quarter of a block of 32 along k of a packed group of rows: so little that the unit need not wait for it */
+typedef void (*bf16_fill_fn)(const uint8_t *group, int64_t n_k, int64_t block, int quarter, uint32_t (*pairs)[16]);
 
 static INLINE vi bf16_pair(vf even, vf odd) {
     const vi half = vi_set1(0x8000), upper = vi_set1((int32_t)0xffff0000);
@@ -38,7 +38,8 @@ static INLINE void bf16_store_weights(uint32_t (*pair)[16], vb q, vf d, vf c) {
 
 /* NAME_fill_bf16 from NAME_quants and NAME_scales */
 #define DEFINE_BF16_FILL(NAME)                                                                                         \
-    static void NAME##_fill_bf16(const uint8_t *group, int64_t n_k, int64_t block, uint32_t (*pairs)[16]) {            \
+    static void NAME##_fill_bf16(const uint8_t *group, int64_t n_k, int64_t block, int quarter,                       \
+                                 uint32_t (*pairs)[16]) {                                                              \
         const NAME##_group *b = (const NAME##_group *)group + block / NAME##_SUB;                                      \
         const int o = (int)(block / NAME##_INNER % NAME##_OUTER);                                                      \
         (void)n_k;                                                                                                     \
@@ -47,6 +48,7 @@ static INLINE void bf16_store_weights(uint32_t (*pair)[16], vb q, vf d, vf c) {
             vf d[2] = {vf_set1(0), vf_set1(0)}, m[2] = {vf_set1(0), vf_set1(0)};                                       \
             NAME##_scales(b, o, i, d, m);                                                                              \
             UNROLL for (int g = 0; g < 8; g++) {                                                                       \
+                if (g / 2 != quarter) continue;                                                                        \
                 vf scale = d[NAME##_HALVES ? g / 4 : 0], bias = vf_set1(-256.0f - NAME##_BIAS);                        \
                 vf c = NAME##_MIN ? vf_fma(scale, bias, m[NAME##_MIN == MIN_16 ? g / 4 : 0]) : vf_mul(scale, bias);    \
                 bf16_store_weights(pairs + 2 * g, NAME##_quants(b, o, i, g), scale, c);                                \
@@ -55,10 +57,11 @@ static INLINE void bf16_store_weights(uint32_t (*pair)[16], vb q, vf d, vf c) {
     }
 
 #define DEFINE_BF16_FLOAT_FILL(NAME, T, LOAD)                                                                          \
-    static void NAME##_fill_bf16(const uint8_t *group, int64_t n_k, int64_t block, uint32_t (*pairs)[16]) {            \
+    static void NAME##_fill_bf16(const uint8_t *group, int64_t n_k, int64_t block, int quarter,                       \
+                                 uint32_t (*pairs)[16]) {                                                              \
         const T *w = (const T *)group + block * 32 * 16;                                                               \
         const int64_t n = n_k - block * 32;                                                                            \
-        for (int k = 0; k < 32; k += 2) {                                                                              \
+        for (int k = 8 * quarter; k < 8 * quarter + 8; k += 2) {                                                       \
             vf even = k < n ? LOAD(w + k * 16) : vf_set1(0), odd = k + 1 < n ? LOAD(w + k * 16 + 16) : vf_set1(0);     \
             vi_store(pairs[k / 2], bf16_pair(even, odd));                                                              \
         }                                                                                                              \
@@ -74,7 +77,7 @@ static void round_bf16(const float *x, int64_t n_k, int64_t col, uint16_t *bf16)
     }
 }
 
-/* Panels yet to be made: blocks [block0, block0 + n / 2) of two groups, alternately */
+/* Panels yet to be made: n quarters of the blocks from block0 on of two groups, alternately */
 typedef struct {
     bf16_fill_fn fill;
     const uint8_t *group[BF16_RV];
@@ -83,8 +86,8 @@ typedef struct {
 } bf16_filling;
 
 static INLINE void bf16_fill_next(bf16_filling *f) {
-    const int64_t s = f->done / BF16_RV, v = f->done % BF16_RV;
-    f->fill(f->group[v], f->n_k, f->block0 + s, f->panels[s][v]);
+    const int64_t s = f->done / (4 * BF16_RV), v = f->done / 4 % BF16_RV;
+    f->fill(f->group[v], f->n_k, f->block0 + s, f->done % 4, f->panels[s][v]);
     f->done++;
 }
 
@@ -139,12 +142,12 @@ static AMX void bf16_amx_panels(const woolly_matmul_args *a, int64_t row, int64_
             _tile_dpbf16ps(0, 4, 6);
             _tile_loadd(7, panels[s][1], 64);
             _tile_dpbf16ps(1, 4, 7);
+            for (due += next->n; due >= n_steps; due -= n_steps) bf16_fill_next(next);
             if (two) {
                 _tile_loadd(5, x1 + s * 512, 64);
                 _tile_dpbf16ps(2, 5, 6);
                 _tile_dpbf16ps(3, 5, 7);
             }
-            for (due += next->n; due >= n_steps; due -= n_steps) bf16_fill_next(next);
         }
         _tile_stored(0, sums[0], stride);
         _tile_stored(1, sums[1], stride);
@@ -158,8 +161,7 @@ static AMX void bf16_amx_panels(const woolly_matmul_args *a, int64_t row, int64_
 
 static AMX __attribute__((noinline)) void bf16_amx_begin(void) {
     amx_config config = amx_shapes(16, 32);
-    __asm__ volatile("" : : "m"(config)); /* GCC 12 believes that only 8 of its 64 bytes are read */
-    _tile_loadconfig(&config);
+    AMX_LOAD_CONFIG(config);
 }
 
 static AMX __attribute__((noinline)) void bf16_amx_end(void) { _tile_release(); }
@@ -216,7 +218,7 @@ static INLINE void bf16_plan(bf16_filling *f, const woolly_matmul_args *a, bf16_
     const int64_t rest = woolly_rounded_k(a->n_k) / 32 - at.block, pair = at.group + 1 < end ? at.group + 1 : at.group;
     f->group[0] = a->w + at.group * group_bytes, f->group[1] = a->w + pair * group_bytes;
     f->panels = panels, f->block0 = at.block, f->done = 0;
-    f->n = at.group >= end ? 0 : BF16_RV * (rest < slice ? rest : slice);
+    f->n = at.group >= end ? 0 : 4 * BF16_RV * (rest < slice ? rest : slice);
 }
 
 static void matmul_bf16(const woolly_matmul_args *args, int64_t begin, int64_t end, int64_t group_bytes, bf16_fill_fn fill,
