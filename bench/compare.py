@@ -2,7 +2,8 @@
 
 GGUF models against llama.cpp (the package xllamacpp): a prompt of random tokens, then tokens one by one; loading is
 excluded on both sides, as is a first run that warms up. FP32 matmuls against numpy and PyTorch. Engines take turns,
-A B A B, so that what else the machine does falls on all of them; figures are medians, and the last line is one JSON
+A B A B, so that what else the machine does falls on all of them; each that runs models has a process of its own, as an
+OpenMP runtime has one way to wait, that of who loads it first. Figures are medians, and the last line is one JSON
 object. Not part of the package.
 """
 
@@ -10,15 +11,18 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import statistics
 import sys
 import time
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
-Turn = Callable[[], dict[str, float]]  # does the work once and returns its rates
+Rates = dict[str, float]
+Turn = Callable[[], Rates]  # does the work once and returns its rates
 
 
 def main() -> int:
@@ -51,28 +55,69 @@ def main() -> int:
 def compare_model(model: str, args: argparse.Namespace, n_threads: int, missing: list[str]) -> dict[str, Any]:
     """Prompt and generation rates of one GGUF file."""
     from woolly import hub
+    from woolly.bench.steps import token_ids
+    from woolly.gguf_file import GGUFFile
 
     path = Path(hub.resolve(model))
-    engines: dict[str, Turn] = {"woolly": woolly_turn(path, args, n_threads)}
+    with GGUFFile.open(path) as file:
+        vocab_size = len(file.metadata.get_array("tokenizer.ggml.tokens", "string"))
+    prompt = token_ids(args.prompt_tokens, vocab_size).tolist()
+    following = token_ids(args.gen_tokens, vocab_size, seed=1).tolist()
+    engines: dict[str, Turn] = {}
+    for i, compute in enumerate(args.compute):
+        name = "woolly" if i == 0 else f"woolly {compute}"
+        engines[name] = in_own_process(woolly_turn, path, prompt, following, n_threads, compute)
     try:
-        engines["llama.cpp"] = llama_cpp_turn(path, args, n_threads)
+        engines["llama.cpp"] = in_own_process(llama_cpp_turn, path, prompt, args.gen_tokens, n_threads)
     except ImportError:
         missing.append("xllamacpp")
     rates = take_turns(engines, args.repeat)
     return show(path.stem, rates, {"pp": f"pp{args.prompt_tokens}", "tg": f"tg{args.gen_tokens}"}, "tokens/s")
 
 
-def woolly_turn(path: Path, args: argparse.Namespace, n_threads: int) -> Turn:
+def in_own_process(engine: Callable[..., Turn], *given: object) -> Turn:
+    """The turn that an engine makes of what it is given, there; raises what it raises."""
+    context = multiprocessing.get_context("spawn")
+    ours, theirs = context.Pipe()
+    context.Process(target=_serve, args=(theirs, engine, given), daemon=True).start()
+    theirs.close()
+
+    def turn() -> Rates:
+        ours.send("turn")
+        return _received(ours)
+
+    _received(ours)
+    return turn
+
+
+def _serve(pipe: Connection, engine: Callable[..., Turn], given: tuple[object, ...]) -> None:
+    try:
+        turn = engine(*given)
+        pipe.send({})
+        while pipe.recv():
+            pipe.send(turn())
+    except EOFError:  # who asks has ended
+        pass
+    except Exception as error:
+        pipe.send(error)
+
+
+def _received(pipe: Connection) -> Rates:
+    answer = pipe.recv()
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
+
+
+def woolly_turn(path: Path, prompt: list[int], following: list[int], n_threads: int, compute: str) -> Turn:
     """Woolly's engine, without sampling: tokens are given."""
     import woolly
-    from woolly.bench.steps import token_ids
 
-    model = woolly.load_gguf(path, n_ctx=args.prompt_tokens + args.gen_tokens + 8, n_threads=n_threads)
-    prompt = token_ids(args.prompt_tokens, model.config.vocab_size)
-    following = token_ids(args.gen_tokens, model.config.vocab_size, seed=1)
+    n_ctx = len(prompt) + len(following) + 8
+    model = woolly.load_gguf(path, n_ctx=n_ctx, n_threads=n_threads, compute=compute)
     sequence = model.engine.new_sequence()
 
-    def turn() -> dict[str, float]:
+    def turn() -> Rates:
         sequence.rewind(0)
         started = time.perf_counter()
         model.engine.step([(sequence, prompt)])
@@ -85,39 +130,34 @@ def woolly_turn(path: Path, args: argparse.Namespace, n_threads: int) -> Turn:
     return turn
 
 
-def llama_cpp_turn(path: Path, args: argparse.Namespace, n_threads: int) -> Turn:
+def llama_cpp_turn(path: Path, prompt: list[int], n_gen: int, n_threads: int) -> Turn:
     """llama.cpp's server within this process, by its own timings; greedy, and the end of the text is not heeded."""
     import xllamacpp
 
-    from woolly.bench.steps import token_ids
-    from woolly.gguf_file import GGUFFile
-
-    with GGUFFile.open(path) as file:
-        vocab_size = len(file.metadata.get_array("tokenizer.ggml.tokens", "string"))
     params = xllamacpp.CommonParams()
     params.model.path = str(path)
-    params.n_ctx = args.prompt_tokens + args.gen_tokens + 64
+    params.n_ctx = len(prompt) + n_gen + 64
     params.n_parallel = 1
-    params.n_batch = params.n_ubatch = max(512, args.prompt_tokens)
+    params.n_batch = params.n_ubatch = max(512, len(prompt))
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = n_threads
     params.n_gpu_layers = 0
     params.verbosity = -1
     server = xllamacpp.Server(params)
     request = {
-        "prompt": token_ids(args.prompt_tokens, vocab_size).tolist(),
-        "n_predict": args.gen_tokens + 1,  # the first comes with the prompt's logits
+        "prompt": prompt,
+        "n_predict": n_gen + 1,  # the first comes with the prompt's logits
         "temperature": 0,
         "top_k": 1,
         "ignore_eos": True,
         "cache_prompt": False,
     }
 
-    def turn() -> dict[str, float]:
+    def turn() -> Rates:
         answer = server.handle_completions(request)
         answer = json.loads(answer) if isinstance(answer, str | bytes) else answer
         timings = answer["timings"]
-        if timings["prompt_n"] < args.prompt_tokens:
-            raise RuntimeError(f"llama.cpp computed {timings['prompt_n']} tokens of {args.prompt_tokens}")
+        if timings["prompt_n"] < len(prompt):
+            raise RuntimeError(f"llama.cpp computed {timings['prompt_n']} tokens of {len(prompt)}")
         return {"pp": timings["prompt_per_second"], "tg": timings["predicted_per_second"]}
 
     return turn
@@ -153,9 +193,9 @@ def compare_matmul(
     return show(f"FP32, ({m}, {k}) by ({n}, {k})", rates, {"matmul": "matmul"}, "GFLOP/s")
 
 
-def take_turns(engines: dict[str, Turn], repeat: int) -> dict[str, list[dict[str, float]]]:
+def take_turns(engines: dict[str, Turn], repeat: int) -> dict[str, list[Rates]]:
     """Rates of each engine: one turn each to warm up, then A B A B."""
-    rates: dict[str, list[dict[str, float]]] = {name: [] for name in engines}
+    rates: dict[str, list[Rates]] = {name: [] for name in engines}
     for turn in engines.values():
         turn()
     for _ in range(repeat):
@@ -164,7 +204,7 @@ def take_turns(engines: dict[str, Turn], repeat: int) -> dict[str, list[dict[str
     return rates
 
 
-def show(title: str, rates: dict[str, list[dict[str, float]]], tests: dict[str, str], unit: str) -> dict[str, Any]:
+def show(title: str, rates: dict[str, list[Rates]], tests: dict[str, str], unit: str) -> dict[str, Any]:
     """Print medians and Woolly's ratio to each, and return them with the samples."""
     table: dict[str, Any] = {}
     print(title)
@@ -173,7 +213,7 @@ def show(title: str, rates: dict[str, list[dict[str, float]]], tests: dict[str, 
         for name, value in medians.items():
             ratio = medians["woolly"] / value
             text = "" if name == "woolly" else f"   woolly is × {ratio:.2f}"
-            print(f"  {label:8} {name:10} {value:10,.1f} {unit}{text}")
+            print(f"  {label:8} {name:12} {value:10,.1f} {unit}{text}")
             samples = [turn[test] for turn in rates[name]]
             table.setdefault(label, {})[name] = {"median": value, "woolly_ratio": ratio, "samples": samples}
     print()
@@ -196,6 +236,8 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("-p", "--prompt-tokens", metavar="N", type=_positive, default=256)
     parser.add_argument("-n", "--gen-tokens", metavar="N", type=_positive, default=32)
     parser.add_argument("--threads", metavar="N", type=_positive)
+    text = "Woolly's ways to compute, NAME,NAME; default: exact"
+    parser.add_argument("--compute", metavar="NAMES", type=lambda text: text.split(","), default=["exact"], help=text)
     parser.add_argument("--repeat", metavar="N", type=_positive, default=5)
     args = parser.parse_args()
     if not args.model and not args.matmul:
