@@ -52,6 +52,8 @@ class Kind:
     pre: str | None = None  # the pre-tokenizer, where the file's own name for it does not count
 
 
+MAX_STRINGS = 1 << 20  # of tokens, and of merges: twice what the largest vocabularies have, and little enough to refuse
+
 # The usual ids are those of the models that each kind was first written for. Byte-level BPE has no usual ids.
 KINDS: dict[str, Kind] = {
     "llama": Kind(unk_id=0, bos_id=1, eos_id=2, add_bos=True, add_space_prefix=True),
@@ -131,15 +133,22 @@ class Keys:
             raise self.error(name, f"is {value}, outside the vocabulary of {vocab_size} tokens")
         return value
 
-    def strings(self, name: str) -> list[str]:
-        """Return an array of strings, which must be there."""
+    def n_strings(self, name: str) -> int:
+        """Return the length of an array of strings, which must be there; makes none of them."""
         value = self.metadata.get(PREFIX + name)
         if value is None:
             raise GGUFError(f"{PREFIX}{name} is missing")
-        strings = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [None]
-        if strings and not isinstance(strings[0], str):
+        is_list = isinstance(value, Sequence) and not isinstance(value, str)
+        if not is_list or (len(value) and not isinstance(value[0], str)):
             raise self.error(name, "is not an array of strings")
-        return strings
+        if len(value) > MAX_STRINGS:
+            raise self.error(name, f"has {len(value)} strings, more than the limit of {MAX_STRINGS}")
+        return len(value)
+
+    def strings(self, name: str) -> list[str]:
+        """Return an array of strings, which must be there."""
+        self.n_strings(name)
+        return list(self.metadata[PREFIX + name])
 
     def numbers(self, name: str, length: int, dtype_kinds: str) -> NDArray[Any] | None:
         """Return an array of `length` numbers, or None if the file has none."""
@@ -182,9 +191,9 @@ class Vocabulary:
         self.kind = _read_kind(keys)
         kind = KINDS[self.kind]
         self.pretokenizer = self._find_pretokenizer(keys)
+        self.types = _read_types(keys, keys.n_strings("tokens"))  # what lengths can tell, before any string is made
         self.tokens = keys.strings("tokens")
         self.ids = _index(keys, self.tokens)
-        self.types = _read_types(keys, len(self.tokens))
         self._read_ids(keys, kind)
         self._read_additions(keys, kind)
         self.eog_ids = self._find_ends(keys)
@@ -328,8 +337,6 @@ def _adds(keys: Keys, name: str, token_id: int | None, default: bool) -> bool:
 
 def _index(keys: Keys, tokens: list[str]) -> dict[str, int]:
     """Map each token to its id; empty ones, which are placeholders, get a name first."""
-    if not tokens:
-        raise keys.error("tokens", "is empty")
     if not all(tokens):
         tokens[:] = [token or f"[EMPTY_{i}]" for i, token in enumerate(tokens)]
     ids = dict(zip(tokens, range(len(tokens)), strict=True))
@@ -340,6 +347,8 @@ def _index(keys: Keys, tokens: list[str]) -> dict[str, int]:
 
 
 def _read_types(keys: Keys, n_tokens: int) -> NDArray[np.int32]:
+    if n_tokens == 0:
+        raise keys.error("tokens", "is empty")
     types = keys.numbers("token_type", n_tokens, "iu")
     if types is None:
         return np.full(n_tokens, TokenType.NORMAL, np.int32)
