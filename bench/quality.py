@@ -39,6 +39,7 @@ from woolly import hub
 from woolly._kernels import COMPUTES, QUANTIZED_FORMATS
 from woolly.gguf_file import GGUFFile
 from woolly.quantizing import plan_quantization, quantize_file
+from woolly.terminal import escape_controls
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 import reference
@@ -214,14 +215,17 @@ def main() -> None:
         parser.error(f"the text {options.text} is not there: choose another with --text")
     console = Console(stderr=True, width=None if sys.stderr.isatty() else 120)  # a file has no width to fit into
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as progress:
-        results = []
-        for name in options.models:
-            if options.each_format:
-                results += measure_formats(name, options, progress)
-            else:
-                results.append(measure(name, options, progress))
-                show(results[-1], progress.console)
+    results = []
+    try:
+        with Progress(*columns, console=console, transient=True) as progress:
+            for name in options.models:
+                if options.each_format:
+                    results += measure_formats(name, options, progress)
+                else:
+                    results.append(measure(name, options, progress))
+                    show(results[-1], progress.console)
+    except (OSError, woolly.WoollyError) as error:
+        parser.exit(1, f"{parser.prog}: error: {escape_controls(str(error))}\n")
     if options.each_format:
         show_formats(results, console)
     print(json.dumps({"text": options.text, "window": WINDOW, "results": results}))

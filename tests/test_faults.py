@@ -26,11 +26,19 @@ SHIM = r"""
 
 extern void *__libc_malloc(size_t), *__libc_calloc(size_t, size_t), *__libc_realloc(void *, size_t);
 extern void *__libc_memalign(size_t, size_t);
-static long left, least, seen;
+enum { ALLOCATION, READ, MMAP, N_KINDS };
+static long left, least, seen[N_KINDS];
+static int failed = -1;
 
-/* From now on the n-th event fails; returns how many there were since the last call */
-long arm_fault(long n, long least_bytes) { long s = seen; seen = 0; left = n; least = least_bytes; return s; }
-static int fails(size_t n) { return least && n >= (size_t)least && (seen++, left > 0) && --left == 0; }
+/* From now on the n-th event fails; n_seen gets how many of each kind there were before, and which failed comes back */
+int arm_fault(long n, long least_bytes, long *n_seen) {
+    int kind = failed;
+    for (int i = 0; i < N_KINDS; i++) n_seen[i] = seen[i], seen[i] = 0;
+    left = n, least = least_bytes, failed = -1;
+    return kind;
+}
+static int fails_as(int kind) { return seen[kind]++, left > 0 && --left == 0 && (failed = kind, 1); }
+static int fails(size_t n) { return least && n >= (size_t)least && fails_as(ALLOCATION); }
 
 void *malloc(size_t n) { if (fails(n)) { errno = ENOMEM; return 0; } return __libc_malloc(n); }
 void *calloc(size_t k, size_t n) { if (fails(k * n)) { errno = ENOMEM; return 0; } return __libc_calloc(k, n); }
@@ -41,13 +49,14 @@ int posix_memalign(void **p, size_t align, size_t n) {
 }
 void *mmap(void *p, size_t n, int prot, int flags, int fd, off_t at) {
     static void *(*real)(void *, size_t, int, int, int, off_t);
-    if (fails(n)) { errno = ENOMEM; return MAP_FAILED; }
+    if (least && n >= (size_t)least && fails_as(MMAP)) { errno = ENOMEM; return MAP_FAILED; }
     if (!real) real = (void *(*)(void *, size_t, int, int, int, off_t))dlsym(RTLD_NEXT, "mmap");
     return real(p, n, prot, flags, fd, at);
 }
+void *mmap64(void *p, size_t n, int prot, int flags, int fd, off_t at) { return mmap(p, n, prot, flags, fd, at); }
 ssize_t read(int fd, void *p, size_t n) {
     static ssize_t (*real)(int, void *, size_t);
-    if (least && (seen++, left > 0) && --left == 0) { errno = EIO; return -1; }
+    if (least && fails_as(READ)) { errno = EIO; return -1; }
     if (!real) real = (ssize_t (*)(int, void *, size_t))dlsym(RTLD_NEXT, "read");
     return real(fd, p, n);
 }
@@ -57,9 +66,15 @@ SCRIPT = """
 import ctypes, json, sys
 import woolly, woolly.loading, woolly.tokenizer, woolly.sampling, woolly.sandbox
 
-arm = ctypes.CDLL(sys.argv[2]).arm_fault
-arm.argtypes, arm.restype = (ctypes.c_long, ctypes.c_long), ctypes.c_long
+seen = (ctypes.c_long * 3)()
+arm_fault = ctypes.CDLL(sys.argv[2]).arm_fault
+arm_fault.argtypes = (ctypes.c_long, ctypes.c_long, type(seen))
+KINDS = ("allocation", "read", "mmap")
 LEAST_BYTES = 70_000  # numpy itself crashes where one of its own buffers, of at most 64 KiB, cannot be had
+
+def arm(n, least_bytes):
+    kind = arm_fault(n, least_bytes, seen)
+    return None if kind < 0 else KINDS[kind]
 
 def attempt():
     with woolly.load_gguf(sys.argv[1], n_threads=1) as model:
@@ -75,13 +90,14 @@ while True:
     except (MemoryError, OSError, woolly.WoollyError) as error:
         found = None
         name = type(error).__name__
-    n_seen = arm(0, 0)
+    kind = arm(0, 0)
+    if kind is None:
+        break
     if found is not None:
         assert found == expected, (n, found)
         name = "unharmed"
-        if n_seen < n:
-            break
-    outcomes[name] = outcomes.get(name, 0) + 1
+    for key in (name, kind):
+        outcomes[key] = outcomes.get(key, 0) + 1
     if n % 10 == 0:
         assert attempt() == expected, n
 assert attempt() == expected
@@ -90,7 +106,7 @@ print(json.dumps({"faults": n - 1, **outcomes}))
 
 
 @pytest.mark.skipif(shutil.which("gcc") is None or not sys.platform.startswith("linux"), reason="needs gcc and glibc")
-def test_every_large_allocation_read_and_mmap_may_fail(tmp_path: Path) -> None:
+def test_every_large_allocation_read_and_mmap_may_fail(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "shim.c").write_text(SHIM)
     shim = tmp_path / "shim.so"
     command = ["gcc", "-O1", "-shared", "-fPIC", "-o", str(shim), str(tmp_path / "shim.c"), "-ldl"]
@@ -106,5 +122,10 @@ def test_every_large_allocation_read_and_mmap_may_fail(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     report = json.loads(done.stdout)
+    with capsys.disabled():
+        print(f" {report} ", end="")
     assert report["faults"] > 20
     assert report["MemoryError"] > 10
+    assert report["allocation"] > 10
+    assert report["read"] > 0
+    assert report["mmap"] > 0

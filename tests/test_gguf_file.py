@@ -138,6 +138,29 @@ def test_a_file_that_was_shortened_is_refused(tmp_path):
             file.tensor_bytes("norm")
 
 
+def test_a_file_that_was_overwritten_stays_within_its_bounds(tmp_path):
+    """What was checked when it was opened is not read again, and so not trusted again."""
+    path = tmp_path / "model.gguf"
+    path.write_bytes(small_file().build())
+    size = path.stat().st_size
+    for byte in (b"\xff", b"\0", b"\x7f"):
+        path.write_bytes(small_file().build())
+        with GGUFFile.open(path) as file:
+            with path.open("r+b", buffering=0) as other:
+                other.write(byte * size)
+            read_everything(file)
+
+
+def test_a_file_that_was_replaced_is_read_as_it_was(tmp_path):
+    path, other = tmp_path / "model.gguf", tmp_path / "other.gguf"
+    path.write_bytes(small_file().build())
+    expected = {name: GGUFFile.open(path).tensor_bytes(name).tobytes() for name in GGUFFile.open(path).tensors}
+    other.write_bytes(b"GGUF")
+    with GGUFFile.open(path) as file:
+        other.replace(path)
+        assert {name: file.tensor_bytes(name).tobytes() for name in file.tensors} == expected
+
+
 def test_released_pages_come_back(open_bytes):
     contents = np.arange(100_000, dtype=np.float32)
     file = open_bytes(
@@ -525,6 +548,15 @@ def test_tensor_larger_than_the_file(refused, dims):
     n_bytes = 4 * int(np.prod(np.array(dims, object)))
     match = rf"dimensions of tensor 't' at byte 37: {re.escape(str(dims))} need {n_bytes} bytes, the file has \d+$"
     refused(data, match)
+
+
+@pytest.mark.parametrize(
+    ("dims", "ggml_type", "n_bytes"), [([2**62 - 1], build.F32, 2**64 - 4), ([2**63 - 1], 24, 2**63 - 1)]
+)
+def test_byte_size_that_wraps_on_padding(refused, dims, ggml_type, n_bytes):
+    """Rounded up to the alignment, these are 0 in 64 bits, or negative."""
+    data = GGUFBuilder().tensor("t", dims, ggml_type, bytes(64)).tensor("u", [16], data=bytes(64)).build()
+    refused(data, rf"dimensions of tensor 't' at byte 37: \[{dims[0]}\] need {n_bytes} bytes, the file has \d+$")
 
 
 @pytest.mark.parametrize("columns", [1, 31, 33])

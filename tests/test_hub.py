@@ -291,14 +291,15 @@ def test_kills_leave_no_half_written_file(index, monkeypatch):
     started = time.perf_counter()
     hub.pull("tiny", progress=False)
     whole_s = time.perf_counter() - started
-    rng, n_killed = random.Random(0), 0
+    rng, n_runs, n_killed = random.Random(0), 0, 0
     final = index.cache / "tiny.gguf"
-    for _ in range(n_kills):
+    while n_killed < n_kills:
+        n_runs += 1
         final.unlink(missing_ok=True)
         n_killed += kill_after(rng.uniform(0, 1.2 * whole_s), lambda: hub.pull("tiny", progress=False))
         assert not final.exists() or final.read_bytes() == index.content
         assert len(leftovers(index)) <= 1  # each one cleans up after the one before
-    assert n_killed >= n_kills // 3
+        assert n_runs < 5 * n_kills + 20  # others were done before they could be killed
     final.unlink(missing_ok=True)
     hub.pull("tiny", progress=False)
     assert final.read_bytes() == index.content

@@ -23,16 +23,17 @@ from woolly.session import Session
 PROMPT = [3 + i % 250 for i in range(6000)]
 PROMISED_S = 0.05
 SLACK_S = 0.35  # a busy machine may not run the thread that asks, or the one that is asked, at once
+SIZES = {"hidden": 512, "head_dim": 64, "n_heads": 8, "intermediate": 2048, "n_layers": 12}
+DECODE_S = 0.8 if not {"ASAN_OPTIONS", "TSAN_OPTIONS"} & set(os.environ) else 8  # for a few tokens
+if "TSAN_OPTIONS" in os.environ:  # which computes some hundred times as slowly
+    SLACK_S, SIZES = 10, {"hidden": 64, "head_dim": 32, "n_heads": 2, "intermediate": 64, "n_layers": 4}
 ANOTHER_USES_IT = "the session is in use by another thread: give each thread a session of its own"
 
 
 @pytest.fixture(scope="module")
 def slow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
     """A model that takes seconds to read its prompt, in layers of a few milliseconds."""
-    path = write_tiny_llama(
-        tmp_path_factory.mktemp("interrupt") / "slow.gguf",
-        hidden=512, head_dim=64, n_heads=8, intermediate=2048, n_layers=12, n_ctx=8192,
-    )  # fmt: skip
+    path = write_tiny_llama(tmp_path_factory.mktemp("interrupt") / "slow.gguf", **SIZES, n_ctx=8192)
     with woolly.load_gguf(path, n_ctx=8192, n_threads=2) as model:
         yield model
 
@@ -121,9 +122,9 @@ def test_deadline_ends_prefill(slow: Model, expected: list[int]) -> None:
 
 def test_deadline_ends_decode(slow: Model, expected: list[int]) -> None:
     session = slow.session()
-    stream = session.stream(PROMPT[:40], max_tokens=6, temperature=0, timeout_s=0.8)
+    stream = session.stream(PROMPT[:40], max_tokens=6, temperature=0, timeout_s=DECODE_S)
     assert [next(stream).token for _ in range(3)] == expected[:3]
-    time.sleep(0.8)
+    time.sleep(DECODE_S)
     with pytest.raises(CancelledError, match="the step was ended at its deadline"):
         next(stream)
     assert session.generate(PROMPT[:40], max_tokens=6, temperature=0, timeout_s=60).tokens == expected

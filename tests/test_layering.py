@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).parents[1] / "woolly"
 
 # A module may import modules of earlier rows. Those of one row do not know each other.
 ORDER = (
-    ("errors",),
+    ("errors", "control_groups"),
     ("config", "_kernels.spinning", "_kernels.threads", "_kernels.scan", "atomic"),
     ("_kernels.dispatch", "_kernels.quantize"),
     ("_kernels.matmul",),
@@ -68,6 +68,7 @@ RANK = {module: rank for rank, row in enumerate(ORDER) for module in row}
 # Some know less than their row allows: what they may import of the package, at most
 NARROW = {
     "config": set(),
+    "control_groups": set(),
     "atomic": {"errors"},
     "formats": {"errors"},
     "mixes": {"errors", "formats", "gguf_file", "metadata"},
@@ -75,7 +76,7 @@ NARROW = {
     "mapped_file": {"errors"},
     "pretokenizers": {"errors"},
     "subwords": {"errors", "pretokenizers"},
-    "vocabulary": {"errors", "pretokenizers", "subwords", "_kernels.scan"},
+    "vocabulary": {"errors", "metadata", "pretokenizers", "subwords", "_kernels.scan"},
     "tokenizer": {"errors", "vocabulary", "subwords", "gguf_file"},
     "sandbox": {"errors"},
     "chat": {"errors", "sandbox"},
@@ -89,7 +90,7 @@ NARROW = {
     "terminal": {"errors"},
     "materialise": {"errors"},
     "planning": {"config", "metadata", "_kernels"},
-    "memory": {"errors", "terminal"},
+    "memory": {"control_groups", "errors", "terminal"},
     "byte_tokenizer": {"subwords", "tokenizer", "vocabulary"},
     "synthetic": {"errors", "config", "memory", "planning", "byte_tokenizer", "_kernels", "_kernels.generate"},
 }

@@ -73,6 +73,15 @@ def test_container_that_sees_its_own_group_as_the_root(tmp_path):
     assert memory.available_bytes(make_system(tmp_path, files)) == 0
 
 
+def test_fields_of_proc_are_read(tmp_path):
+    root = make_system(tmp_path, {"proc/self/status": "VmHWM:\t    70 kB\nVmRSS:\t    60 kB\n"})
+    assert memory.proc_bytes("self/status", "VmHWM", root) == 70 * 1024
+    assert memory.resident_bytes(root) == 60 * 1024
+    assert memory.proc_bytes("meminfo", "MemTotal", root) == 16_000_000 * 1024
+    assert memory.proc_bytes("meminfo", "MemTota", root) is None
+    assert memory.resident_bytes(tmp_path / "nowhere") == 0
+
+
 def test_this_machine_has_memory():
     available = memory.available_bytes()
     assert available is None or available > 1 << 20

@@ -2,12 +2,15 @@
 
 Every format that has kernels, on `llama`, and every architecture: both come from the registries, so that a new one
 joins by itself (its `write_tiny_NAME` in make_gguf.py must be there). The SHA-256 of all logits of a prompt is
-compared over threads, batch sizes, chunks and instruction sets, and after `rewind`.
+compared over threads, batch sizes, chunks and instruction sets, after `rewind`, and after another prompt with the same
+beginning.
 """
 
 from __future__ import annotations
 
 import hashlib
+import itertools
+import os
 import random
 from collections.abc import Iterator
 from pathlib import Path
@@ -58,9 +61,15 @@ def prompts(vocab_size: int) -> list[list[int]]:
 
 
 def ways(case: str) -> Iterator[tuple[str, int, int, int | None]]:
-    """(ISA, threads, batch, chunk): every value of each comes up once or more, in another order for each case."""
+    """(ISA, threads, batch, chunk): every value of each comes up once or more, in another order for each case.
+
+    With WOOLLY_WAYS=all, every combination.
+    """
     rng = random.Random(case)
     choices = [list(available_isas()), list(N_THREADS), list(BATCHES), list(CHUNKS)]
+    if os.environ.get("WOOLLY_WAYS") == "all":
+        yield from itertools.product(*choices)
+        return
     for values in choices:
         rng.shuffle(values)
     for i in range(max(map(len, choices))):
@@ -101,6 +110,17 @@ def check_session(model: woolly.Model, ids: list[int], expected: str) -> None:
     session.rewind(33)
     rest = session.feed(ids[33:], logits="all", chunk=32)
     assert digest(np.concatenate([kept[:33], rest])) == expected
+    check_prefix(model, ids)
+
+
+def check_prefix(model: woolly.Model, ids: list[int]) -> None:
+    """What a session answers where it held another text with the same beginning, and where it held none."""
+    session = model.session()
+    session.generate([*ids[:40], 5, 6, 7], max_tokens=1)
+    session.generate(ids[:-1], max_tokens=1)
+    assert session.tokens[: len(ids) - 1] == ids[:-1]
+    session.rewind(len(ids) - 1)
+    assert digest(session.feed(ids[-1:])) == digest(model.session().feed(ids))
 
 
 def test_formats_are_all_known() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 import threading
 import time
 
@@ -291,7 +292,7 @@ def test_constructor_returns_in_100_ms_whatever_the_size(monkeypatch):
     sizes = {"hidden_size": 8192, "n_layers": 120, "n_heads": 64, "intermediate_size": 28672, "n_ctx": 1 << 18}
     model = load_fast_fp32(**sizes, dtype="q4_0")
     try:
-        assert model.init_s < 0.1
+        assert model.init_s < (0.1 if "ASAN_OPTIONS" not in os.environ else 1)
         assert model.materialise_s is None
     finally:
         model.close()

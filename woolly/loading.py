@@ -30,7 +30,7 @@ from woolly.models import architecture
 from woolly.planning import cache_bytes, scratch_bytes, vocabulary_bytes
 from woolly.prompts import DEFAULT, TemplateSet
 from woolly.tokenizer import Tokenizer
-from woolly.weights import Weights, packed_bytes
+from woolly.weights import Weights, check_shape, packed_bytes
 
 _T = TypeVar("_T")
 
@@ -182,6 +182,11 @@ class _Background(Generic[_T]):
 
 
 def _read_vocabulary(file: Checkpoint, config: ModelConfig) -> tuple[Tokenizer, TemplateSet]:
+    embedding = file.tensors.get("token_embd.weight")
+    if (
+        embedding is not None and embedding.shape[0] < config.vocab_size
+    ):  # before a million strings are made for nothing
+        check_shape(file.path, embedding, (config.vocab_size, config.hidden_size))
     tokenizer = Tokenizer.from_metadata(file.metadata)
     if tokenizer.vocab_size != config.vocab_size:
         raise GGUFError(f"{file.path}: the tokenizer has {tokenizer.vocab_size} tokens, the model {config.vocab_size}")

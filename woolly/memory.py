@@ -1,18 +1,23 @@
 """How much memory this process holds and may still take, and whether a plan fits into it.
 
-Owns /proc/meminfo and the limits of control groups, version 1 and 2. Knows nothing of models: a plan is named parts in
-bytes.
+Owns what /proc and the control groups say of memory. Knows nothing of models: a plan is named parts in bytes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from woolly.control_groups import control_groups, read
 from woolly.errors import NotEnoughMemoryError
 from woolly.terminal import format_bytes
 
 _V1_UNLIMITED = 1 << 60  # version 1 writes "no limit" as a number near 2^63
+# Of a group, by its version: its limit, what it uses, and the line of memory.stat that says what of this can be dropped
+_GROUP_FILES = {
+    1: ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    2: ("memory.max", "memory.current", "inactive_file"),
+}
 
 
 def available_bytes(root: Path = Path("/")) -> int | None:
@@ -31,16 +36,29 @@ def available_bytes(root: Path = Path("/")) -> int | None:
     int or None
         None where the system does not tell.
     """
-    rooms = [*_machine_room(root), *_cgroup_rooms(root)]
-    return max(0, min(rooms)) if rooms else None
+    rooms = [_group_room(version, folder) for version, folder in control_groups("memory", root)]
+    known = [room for room in (proc_bytes("meminfo", "MemAvailable", root), *rooms) if room is not None]
+    return max(0, min(known)) if known else None
 
 
 def resident_bytes(root: Path = Path("/")) -> int:
     """Bytes of memory that this process holds now; 0 where the system does not tell."""
-    for line in _read(root / "proc/self/status").splitlines():
-        if line.startswith("VmRSS:"):
-            return int(line.split()[1]) * 1024
-    return 0
+    return proc_bytes("self/status", "VmRSS", root) or 0
+
+
+def proc_bytes(file: str, field: str, root: Path = Path("/")) -> int | None:
+    """A field of a file in /proc that counts kB, such as "VmHWM" of "self/status", in bytes.
+
+    Returns
+    -------
+    int or None
+        None where the system does not tell.
+    """
+    for line in read(root / "proc" / file).splitlines():
+        name, _, value = line.partition(":")
+        if name == field:
+            return int(value.split()[0]) * 1024
+    return None
 
 
 def check_fits(
@@ -81,48 +99,15 @@ def check_fits(
     raise NotEnoughMemoryError(f"{message}; what would fit: {words}" if words else message)
 
 
-def _machine_room(root: Path) -> Iterator[int]:
-    """MemAvailable, if the system tells."""
-    for line in _read(root / "proc/meminfo").splitlines():
-        if line.startswith("MemAvailable:"):
-            yield int(line.split()[1]) * 1024
-
-
-def _cgroup_rooms(root: Path) -> Iterator[int]:
-    """What is left in each control group that the process is in, from its own up to the root."""
-    for line in _read(root / "proc/self/cgroup").splitlines():
-        _, controllers, path = line.split(":", 2)
-        if controllers == "":
-            base, limit, usage, cache = root / "sys/fs/cgroup", "memory.max", "memory.current", "inactive_file"
-        elif "memory" in controllers.split(","):
-            base = root / "sys/fs/cgroup/memory"
-            limit, usage, cache = "memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"
-        else:
-            continue
-        group = base / path.lstrip("/")
-        # In a container the path may be the host's, which is not there: then only the groups above it count.
-        for folder in (group, *group.parents):
-            yield from _room(folder, limit, usage, cache)
-            if folder == base:
-                break
-
-
-def _room(folder: Path, limit_name: str, usage_name: str, cache_name: str) -> Iterator[int]:
-    """Limit minus usage of one group; nothing where it has no limit."""
-    limit, usage = _read(folder / limit_name).strip(), _read(folder / usage_name).strip()
+def _group_room(version: int, folder: Path) -> int | None:
+    """Limit minus usage of a control group; None where it has no limit."""
+    limit_name, usage_name, cache_name = _GROUP_FILES[version]
+    limit, usage = read(folder / limit_name).strip(), read(folder / usage_name).strip()
     if not (limit.isdigit() and usage.isdigit()) or int(limit) >= _V1_UNLIMITED:
-        return
+        return None
     droppable = 0
-    for line in _read(folder / "memory.stat").splitlines():
+    for line in read(folder / "memory.stat").splitlines():
         key, _, value = line.partition(" ")
         if key == cache_name:
             droppable = int(value)
-    yield int(limit) - int(usage) + droppable
-
-
-def _read(path: Path) -> str:
-    """The text of a file of the kernel's; empty where it cannot be read."""
-    try:
-        return path.read_text()
-    except OSError:
-        return ""
+    return int(limit) - int(usage) + droppable

@@ -202,6 +202,15 @@ class Metadata(Mapping[str, Any]):
         """Return the first byte of a key in the file, and the one after its value."""
         return self._entries[key].offset, self._entries[key].end
 
+    def error(self, key: str, problem: str) -> GGUFError:
+        """Return what to raise for a key whose value has the right type, but cannot be."""
+        return GGUFError(f"{key}: {problem}{self.at(key)}")
+
+    def at(self, key: str) -> str:
+        """Return where a key is, to end a message with; empty where it is in no GGUF file."""
+        entry = self._entries.get(key)
+        return "" if entry is None or entry.offset < 0 else f" (key at byte {entry.offset})"
+
     def _scalar(self, key: str, kind: type, expected: str, default: Any) -> Any:
         self.asked.add(key)
         entry = self._entries.get(key)

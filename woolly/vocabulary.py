@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from woolly._kernels.scan import find_bad_merge
 from woolly.errors import GGUFError, UnsupportedModelError
+from woolly.metadata import Metadata
 from woolly.pretokenizers import PreTokenizer, find_pretokenizer
 from woolly.subwords import CharacterMap
 
@@ -50,6 +51,8 @@ class Kind:
     add_space_prefix: bool = False
     pre: str | None = None  # the pre-tokenizer, where the file's own name for it does not count
 
+
+MAX_STRINGS = 1 << 20  # of tokens, and of merges: twice what the largest vocabularies have, and little enough to refuse
 
 # The usual ids are those of the models that each kind was first written for. Byte-level BPE has no usual ids.
 KINDS: dict[str, Kind] = {
@@ -113,8 +116,13 @@ class Keys:
         if isinstance(value, np.generic):
             value = value.item()
         if type(value) is not kind:
-            raise GGUFError(f"{PREFIX}{name} is of type {type(value).__name__}, expected {kind.__name__}")
+            raise self.error(name, f"is of type {type(value).__name__}, expected {kind.__name__}")
         return value
+
+    def error(self, name: str, problem: str) -> GGUFError:
+        """Return what to raise for a key, with its place in the file where the metadata know it."""
+        place = self.metadata.at(PREFIX + name) if isinstance(self.metadata, Metadata) else ""
+        return GGUFError(f"{PREFIX}{name} {problem}{place}")
 
     def token_id(self, name: str, default: int | None, vocab_size: int) -> int | None:
         """Return a token id; one that the file names must be in the vocabulary, a default that is not becomes None."""
@@ -122,18 +130,25 @@ class Keys:
         if value is None:
             return default if default is not None and default < vocab_size else None
         if not 0 <= value < vocab_size:
-            raise GGUFError(f"{PREFIX}{name} is {value}, outside the vocabulary of {vocab_size} tokens")
+            raise self.error(name, f"is {value}, outside the vocabulary of {vocab_size} tokens")
         return value
 
-    def strings(self, name: str) -> list[str]:
-        """Return an array of strings, which must be there."""
+    def n_strings(self, name: str) -> int:
+        """Return the length of an array of strings, which must be there; makes none of them."""
         value = self.metadata.get(PREFIX + name)
         if value is None:
             raise GGUFError(f"{PREFIX}{name} is missing")
-        strings = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [None]
-        if strings and not isinstance(strings[0], str):
-            raise GGUFError(f"{PREFIX}{name} is not an array of strings")
-        return strings
+        is_list = isinstance(value, Sequence) and not isinstance(value, str)
+        if not is_list or (len(value) and not isinstance(value[0], str)):
+            raise self.error(name, "is not an array of strings")
+        if len(value) > MAX_STRINGS:
+            raise self.error(name, f"has {len(value)} strings, more than the limit of {MAX_STRINGS}")
+        return len(value)
+
+    def strings(self, name: str) -> list[str]:
+        """Return an array of strings, which must be there."""
+        self.n_strings(name)
+        return list(self.metadata[PREFIX + name])
 
     def numbers(self, name: str, length: int, dtype_kinds: str) -> NDArray[Any] | None:
         """Return an array of `length` numbers, or None if the file has none."""
@@ -142,10 +157,8 @@ class Keys:
             return None
         numbers = np.asarray(value)
         if numbers.dtype.kind not in dtype_kinds or numbers.shape != (length,):
-            raise GGUFError(
-                f"{PREFIX}{name} has {numbers.size} values of type {numbers.dtype}, "
-                f"expected {length} numbers, one for each token"
-            )
+            found = f"has {numbers.size} values of type {numbers.dtype}"
+            raise self.error(name, f"{found}, expected {length} numbers, one for each token")
         return numbers
 
 
@@ -178,9 +191,9 @@ class Vocabulary:
         self.kind = _read_kind(keys)
         kind = KINDS[self.kind]
         self.pretokenizer = self._find_pretokenizer(keys)
+        self.types = _read_types(keys, keys.n_strings("tokens"))  # what lengths can tell, before any string is made
         self.tokens = keys.strings("tokens")
-        self.ids = _index(self.tokens)
-        self.types = _read_types(keys, len(self.tokens))
+        self.ids = _index(keys, self.tokens)
         self._read_ids(keys, kind)
         self._read_additions(keys, kind)
         self.eog_ids = self._find_ends(keys)
@@ -277,7 +290,7 @@ def read_scores(keys: Keys, n_tokens: int) -> list[float]:
     finite = np.isfinite(scores)
     if not finite.all():
         token_id = int(finite.argmin())
-        raise GGUFError(f"{PREFIX}scores has {scores[token_id]} for token {token_id}, expected a finite number")
+        raise keys.error("scores", f"has {scores[token_id]} for token {token_id}, expected a finite number")
     return scores.tolist()
 
 
@@ -286,9 +299,8 @@ def read_merges(keys: Keys, ids: dict[str, int]) -> list[str]:
     merges = keys.strings("merges")
     number = find_bad_merge(merges, ids)  # a vocabulary can have 300,000
     if number >= 0:
-        raise GGUFError(
-            f"{PREFIX}merges has {merges[number][:80]!r} as number {number}, expected the two parts of a token"
-        )
+        merge = merges[number][:80]
+        raise keys.error("merges", f"has {merge!r} as number {number}, expected the two parts of a token")
     return merges
 
 
@@ -301,7 +313,8 @@ def read_charsmap(keys: Keys) -> CharacterMap | None:
     data = array.astype(np.uint8).tobytes() if array.dtype.kind in "iu" else b""
     trie_bytes = int.from_bytes(data[:4], "little")
     if len(data) < 4 or trie_bytes % 4 or trie_bytes > len(data) - 4:
-        raise GGUFError(f"{PREFIX}precompiled_charsmap is no table: {array.size} bytes, of which {trie_bytes} the trie")
+        problem = f"is no table: {array.size} bytes, of which {trie_bytes} the trie"
+        raise keys.error("precompiled_charsmap", problem)
     return CharacterMap(data)
 
 
@@ -318,27 +331,27 @@ def _read_kind(keys: Keys) -> str:
 def _adds(keys: Keys, name: str, token_id: int | None, default: bool) -> bool:
     asked = keys.get(f"add_{name}_token", bool, None)
     if asked and token_id is None:
-        raise GGUFError(f"{PREFIX}add_{name}_token is true, but {PREFIX}{name}_token_id is missing")
+        raise keys.error(f"add_{name}_token", f"is true, but {PREFIX}{name}_token_id is missing")
     return (default and token_id is not None) if asked is None else asked
 
 
-def _index(tokens: list[str]) -> dict[str, int]:
+def _index(keys: Keys, tokens: list[str]) -> dict[str, int]:
     """Map each token to its id; empty ones, which are placeholders, get a name first."""
-    if not tokens:
-        raise GGUFError(f"{PREFIX}tokens is empty")
     if not all(tokens):
         tokens[:] = [token or f"[EMPTY_{i}]" for i, token in enumerate(tokens)]
     ids = dict(zip(tokens, range(len(tokens)), strict=True))
     if len(ids) != len(tokens):
         first, token = next((i, token) for i, token in enumerate(tokens) if ids[token] != i)
-        raise GGUFError(f"{PREFIX}tokens has {token[:80]!r} twice, as ids {first} and {ids[token]}")
+        raise keys.error("tokens", f"has {token[:80]!r} twice, as ids {first} and {ids[token]}")
     return ids
 
 
 def _read_types(keys: Keys, n_tokens: int) -> NDArray[np.int32]:
+    if n_tokens == 0:
+        raise keys.error("tokens", "is empty")
     types = keys.numbers("token_type", n_tokens, "iu")
     if types is None:
         return np.full(n_tokens, TokenType.NORMAL, np.int32)
     if types.min() < TokenType.UNDEFINED or types.max() > TokenType.BYTE:
-        raise GGUFError(f"{PREFIX}token_type has values from {types.min()} to {types.max()}, expected 0 to 6")
+        raise keys.error("token_type", f"has values from {types.min()} to {types.max()}, expected 0 to 6")
     return types.astype(np.int32)

@@ -31,6 +31,19 @@ def packed_bytes(info: TensorInfo) -> int:
     return PackedMatrix(math.prod(info.shape[:-1]), info.shape[-1], info.format.name).nbytes
 
 
+def check_shape(path: str, info: TensorInfo, shape: tuple[int, ...]) -> None:
+    """Refuse a tensor of another shape than the model expects.
+
+    Raises
+    ------
+    GGUFError
+        Gives both shapes.
+    """
+    if info.shape != shape:
+        place = f"{path}: tensor {show(info.name)} at offset {info.offset}"
+        raise GGUFError(f"{place} has shape {info.shape}, the configuration says {shape}")
+
+
 class Weights:
     """Tensors of a checkpoint by name, checked against the shape that the model expects.
 
@@ -159,11 +172,7 @@ class Weights:
         info = self._file.tensors.get(name)
         if info is None:
             raise GGUFError(f"{self._file.path}: tensor {show(name)} is missing")
-        if info.shape != shape:
-            raise GGUFError(
-                f"{self._file.path}: tensor {show(name)} at offset {info.offset} has shape {info.shape}, "
-                f"the configuration says {shape}"
-            )
+        check_shape(self._file.path, info, shape)
         if info.format.name not in kernel_formats():
             raise UnsupportedFormatError(
                 f"{self._file.path}: tensor {show(name)} is stored as {info.format.name}, which has no kernels yet; "

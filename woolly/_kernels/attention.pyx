@@ -6,7 +6,7 @@ keys, whose results are merged in ascending order. Either way a query gets the s
 
 import numpy as np
 
-from cython.parallel cimport parallel, prange, threadid
+from cython.parallel cimport prange, threadid
 from libc.math cimport INFINITY
 from libc.stdint cimport int64_t, uint8_t
 from libc.string cimport memcpy, memset
@@ -348,9 +348,9 @@ def attention_f32(const float[:, :, ::1] q not None, KVCache cache not None, /, 
     cdef int64_t task, n_tasks = n_job_tasks(&job), n_merges = n_merge_tasks(&job)
     cdef float[:, ::1] scratch = np.empty((threads, job_scratch(cache.padded)), dtype=np.float32)
     cdef const woolly_kernels *kernels = active()
-    with nogil, parallel(num_threads=threads):
-        for task in prange(n_tasks, schedule="dynamic"):
-            run_job_task(kernels, &job, task, &scratch[threadid(), 0])
-        for task in prange(n_merges, schedule="dynamic"):
-            run_merge_task(kernels, &job, task, &scratch[threadid(), 0])
+    for task in prange(n_tasks, nogil=True, num_threads=threads, schedule="dynamic"):
+        run_job_task(kernels, &job, task, &scratch[threadid(), 0])
+    # A region of its own: within one, a loop does not wait for the one before it
+    for task in prange(n_merges, nogil=True, num_threads=threads, schedule="dynamic"):
+        run_merge_task(kernels, &job, task, &scratch[threadid(), 0])
     return out

@@ -38,6 +38,15 @@ cdef extern from * nogil:
     """
     double seconds_now()
 
+cdef extern from * nogil:
+    """
+    /* Flags that one thread raises while another looks */
+    static inline int flag_get(const volatile int *flag) { return __atomic_load_n(flag, __ATOMIC_RELAXED); }
+    static inline void flag_set(volatile int *flag, int value) { __atomic_store_n(flag, value, __ATOMIC_RELAXED); }
+    """
+    int flag_get(const volatile int *flag)
+    void flag_set(volatile int *flag, int value)
+
 cdef double SIGNAL_INTERVAL_S = 0.03
 cdef double LOCK_INTERVAL_S = 0.02  # how often a run that waits for another looks whether it is still wanted
 
@@ -57,7 +66,7 @@ cdef class Stop:
 
     def reset(self, deadline_s=None):
         """Forget an earlier `cancel`; from now on runs end at deadline_s of `time.monotonic`, if it is given."""
-        self._asked = 0
+        flag_set(&self._asked, 0)
         self._deadline_s = 0 if deadline_s is None else deadline_s
 
     def set_deadline(self, deadline_s):
@@ -66,11 +75,11 @@ cdef class Stop:
 
     def cancel(self):
         """End the run that has this stop, and each one after it until `reset`."""
-        self._asked = 1
+        flag_set(&self._asked, 1)
 
     def check(self):
         """Raise CancelledError if it was cancelled, or the deadline has passed."""
-        raise_for(CANCELLED if self._asked else OVERDUE if 0 < self._deadline_s <= seconds_now() else GO_ON)
+        raise_for(CANCELLED if flag_get(&self._asked) else OVERDUE if 0 < self._deadline_s <= seconds_now() else GO_ON)
 
 
 cdef raise_for(int reason):
@@ -99,8 +108,8 @@ cdef class Executor:
         while not self._lock.acquire(timeout=LOCK_INTERVAL_S):
             if stop is not None:
                 stop.check()
-            raise_for(CLOSED if self._closed else GO_ON)
-        if self._closed:
+            raise_for(CLOSED if flag_get(&self._closed) else GO_ON)
+        if flag_get(&self._closed):
             self._lock.release()
             raise_for(CLOSED)
 
@@ -109,7 +118,7 @@ cdef class Executor:
 
     cdef close(self):
         """Refuse further runs, and end the one that runs."""
-        self._closed = 1
+        flag_set(&self._closed, 1)
 
     cdef execute(self, Run *run, int n_threads, Stop stop):
         """Run all stages; raises what ended them from outside."""
@@ -168,9 +177,9 @@ cdef class Executor:
     cdef void _look_for_reasons(self, Run *run) noexcept nogil:
         """Whether to stop after this stage; Ctrl-C is looked for every 30 ms, as that needs the GIL."""
         cdef double now = seconds_now()
-        if self._closed:
+        if flag_get(&self._closed):
             self._reason = CLOSED
-        elif run.asked != NULL and run.asked[0]:
+        elif run.asked != NULL and flag_get(run.asked):
             self._reason = CANCELLED
         elif 0 < run.deadline_s <= now:
             self._reason = OVERDUE

@@ -25,9 +25,9 @@ cdef enum:
     ROW_STEP = 2                    # and in the others
     BF16_COLUMN_BLOCK = 256         # for tiles of bf16, which read activations ahead, so that they need not stay in L2
     FEW_COLUMNS = 8                 # from so many on the arithmetic takes longer than the weights do to come
-    MOST_BYTES_AHEAD = 1 << 18      # of weights that wait in L2 for their turn
+    MOST_BYTES_AHEAD = 0x40000      # of weights that wait in L2 for their turn
     FLOAT_COLUMN_BLOCK = 264        # of float formats, which cut k themselves
-    COLUMN_BLOCK_BYTES = 1 << 20    # half of a 2 MB L2: activations that stay there while row groups go by
+    COLUMN_BLOCK_BYTES = 0x100000   # half of a 2 MB L2: activations that stay there while row groups go by
 
 
 cdef void work_stage(Run *run, int32_t turn, float *scratch, int n_threads) noexcept nogil:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from openmp cimport omp_get_max_threads
 
+from woolly.control_groups import control_groups, read
 from woolly.errors import WoollyError
 
 MAX_THREADS = 256
@@ -63,39 +64,18 @@ def quota_cores(root="/"):
     int or None
         None where there is no quota.
     """
-    root = Path(root)
-    groups = root / "sys/fs/cgroup"
-    quotas = [_quota(groups / "cpu.max"), _quota_v1(groups / "cpu")]  # a container sees its own group as the root
-    try:
-        lines = (root / "proc/self/cgroup").read_text().splitlines()
-    except OSError:
-        lines = []
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        for group in [Path(path), *Path(path).parents][:-1]:
-            inner = str(group).lstrip("/")
-            if controllers == "":
-                quotas.append(_quota(groups / inner / "cpu.max"))
-            elif "cpu" in controllers.split(","):
-                quotas.append(_quota_v1(groups / "cpu" / inner))
+    quotas = [_quota(version, group) for version, group in control_groups("cpu", Path(root))]
     cores = [quota for quota in quotas if quota is not None]
     return max(1, int(min(cores))) if cores else None
 
 
-def _quota(path):
-    """Cores from "quota period", or None."""
+def _quota(version, group):
+    """Cores that a control group may use, None where there is no limit."""
+    names = ["cpu.max"] if version == 2 else ["cpu.cfs_quota_us", "cpu.cfs_period_us"]
     try:
-        quota, period = path.read_text().split()
-        return int(quota) / int(period)
-    except (OSError, ValueError):  # not there, or "max"
-        return None
-
-
-def _quota_v1(group):
-    try:
-        quota = int((group / "cpu.cfs_quota_us").read_text())
-        return quota / int((group / "cpu.cfs_period_us").read_text()) if quota > 0 else None
-    except (OSError, ValueError):
+        quota, period = " ".join(read(group / name) for name in names).split()
+        return int(quota) / int(period) if int(quota) > 0 else None  # version 1 says -1
+    except ValueError:  # not there, or "max"
         return None
 
 

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from woolly.bench.harness import Row
+from woolly.memory import proc_bytes
 
 CACHES = Path("/sys/devices/system/cpu/cpu0/cache")
 SUFFIXES = {"K": 1 << 10, "M": 1 << 20, "G": 1 << 30}
@@ -67,21 +68,13 @@ def last_level_bytes() -> int:
 
 def memory_bytes(field: str = "MemAvailable") -> int:
     """A figure of /proc/meminfo in bytes, 0 where there is none."""
-    with contextlib.suppress(OSError, ValueError):
-        for line in Path("/proc/meminfo").read_text().splitlines():
-            if line.startswith(field + ":"):
-                return int(line.split()[1]) * 1024
-    return 0
+    return proc_bytes("meminfo", field) or 0
 
 
 def peak_memory_bytes() -> int:
     """The most memory this process has held so far."""
-    with contextlib.suppress(OSError, ValueError):
-        for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
     unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+    return proc_bytes("self/status", "VmHWM") or resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def unused_units(isas: list[str]) -> list[str]:

@@ -84,17 +84,18 @@ def read_config(metadata: Metadata, **differences: Any) -> ModelConfig:
     n_heads = read_int(metadata, f"{arch}.attention.head_count", 1, 4096)
     n_kv_heads = read_int(metadata, f"{arch}.attention.head_count_kv", 1, 4096, n_heads)
     if n_heads % n_kv_heads:
-        raise GGUFError(f"{arch}.attention.head_count: {n_heads} heads are not a multiple of {n_kv_heads} KV heads")
+        key, problem = f"{arch}.attention.head_count", f"{n_heads} heads are not a multiple of {n_kv_heads} KV heads"
+        raise metadata.error(key, problem)
     key_length = f"{arch}.attention.key_length"
     if key_length not in metadata and hidden_size % n_heads:
-        raise GGUFError(f"{arch}.embedding_length: {hidden_size} is not a multiple of {n_heads} heads")
+        raise metadata.error(f"{arch}.embedding_length", f"{hidden_size} is not a multiple of {n_heads} heads")
     head_dim = read_int(metadata, key_length, 1, MAX_HEAD_DIM, hidden_size // n_heads)
     value_dim = read_int(metadata, f"{arch}.attention.value_length", 1, MAX_HEAD_DIM, head_dim)
     if value_dim != head_dim:
         raise UnsupportedModelError(f"{arch}.attention.value_length: {value_dim} differs from the keys' {head_dim}")
     rope_dim = read_int(metadata, f"{arch}.rope.dimension_count", 2, head_dim, head_dim)
     if rope_dim % 2:
-        raise GGUFError(f"{arch}.rope.dimension_count: expected an even number, got {rope_dim}")
+        raise metadata.error(f"{arch}.rope.dimension_count", f"expected an even number, got {rope_dim}")
     n_ctx_train = read_int(metadata, f"{arch}.context_length", 1, MAX_SIZE)
     fields: dict[str, Any] = {
         "architecture": arch,
@@ -114,7 +115,7 @@ def read_config(metadata: Metadata, **differences: Any) -> ModelConfig:
     }
     config = ModelConfig(**{**fields, **differences})
     if config.rope_scaling.kind == "yarn" and config.rope_theta <= 1:
-        raise GGUFError(f"{arch}.rope.freq_base: YaRN needs a base above 1, got {config.rope_theta}")
+        raise metadata.error(f"{arch}.rope.freq_base", f"YaRN needs a base above 1, got {config.rope_theta}")
     refuse_unread(metadata, arch)
     return config
 
@@ -123,7 +124,7 @@ def read_int(metadata: Metadata, key: str, least: int, most: int, *default: int)
     """An integer within bounds."""
     value = metadata.get_int(key, *default)
     if not least <= value <= most:
-        raise GGUFError(f"{key}: expected an integer of {least} to {most}, got {value}")
+        raise metadata.error(key, f"expected an integer of {least} to {most}, got {value}")
     return value
 
 
@@ -131,7 +132,7 @@ def read_positive(metadata: Metadata, key: str, most: float, *default: float) ->
     """A finite number above zero."""
     value = metadata.get_float(key, *default)
     if not (math.isfinite(value) and 0 < value <= most):
-        raise GGUFError(f"{key}: expected a number above 0 and at most {most:g}, got {value}")
+        raise metadata.error(key, f"expected a number above 0 and at most {most:g}, got {value}")
     return value
 
 
