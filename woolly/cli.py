@@ -263,7 +263,7 @@ def _add_measuring(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--chunks", metavar="N", type=_at_least_1, help="windows at most; default: the whole text")
     parser.add_argument("--threads", metavar="N", type=_at_least_1, help="default: the cores that may be used")
     parser.add_argument(
-        "--compute", choices=("exact", "bf16"), default="exact", help="bf16: faster prefill that rounds"
+        "--compute", choices=COMPUTES, default="exact", help="int8, bf16: faster prefill that rounds activations"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
