@@ -10,9 +10,9 @@ weights as they were trained do: normal noise of `--dither` times the root mean 
 that 4 bits have left already, takes them off it.
 
 A ratio below 1 means that Woolly's file is nearer to the F32 model. Its standard error is that over the windows of
-the text; other noise (`--seed`) draws other errors of the weights, which moves it as well. Where most rows of a model
-are no whole number of 256-blocks, as SmolLM2's, a mix is mostly fallbacks: `--alone` quantises the matrices that take
-the type's own format, and leaves the others F32.
+the text; other noise draws other errors of the weights, which moves it more: `--seeds N` measures N draws, and ends
+with the means over them. Where most rows of a model are no whole number of 256-blocks, as SmolLM2's, a mix is mostly
+fallbacks: `--alone` quantises the matrices that take the type's own format, and leaves the others F32.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import hashlib
+import itertools
 import json
 import sys
 import tempfile
@@ -179,24 +180,27 @@ def _own_or_kept(tensor: TensorPlan, own: str) -> TensorPlan:
     return tensor if tensor.format.name == own else TensorPlan(tensor.source, tensor.source.format)
 
 
-def measure_model(name: str, options: argparse.Namespace, text: str, progress: Progress) -> list[dict[str, Any]]:
-    """All types of one model."""
+def measure_model(
+    name: str, seed: int, options: argparse.Namespace, text: str, progress: Progress
+) -> list[dict[str, Any]]:
+    """All types of one model with the noise of a seed."""
     results: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         quantizers = {"woolly": quantize_rows, "ggml": ggml_quantizer(options.threads)}
         quantizers = {who: remembering(rows, Path(folder) / who) for who, rows in quantizers.items() if rows}
         base = Path(folder) / "base.gguf"
-        quantizing.quantize_rows = dithering(options.dither, options.seed)
+        quantizing.quantize_rows = dithering(options.dither, seed)
         with GGUFFile.open(hub.resolve(name)) as file:
             quantize_file(file, base, plan_quantization(file, "f32", allow_requantize=True))
         judge = Judge(base, text, options.windows, progress)
-        progress.console.print(f"{Path(name).stem}: perplexity in F32 {judge.perplexity:.4f}")
+        progress.console.print(f"{Path(name).stem}, seed {seed}: perplexity in F32 {judge.perplexity:.4f}")
         for type in options.types.split(","):
             both = {
                 who: judge.measure(type, alone=options.alone, who=who, rows=rows) for who, rows in quantizers.items()
             }
             ratios = ratios_of(both["woolly"], both["ggml"]) if "ggml" in both else {}
-            results.append({"model": Path(name).stem, "type": type, "alone": options.alone, **both, **ratios})
+            about = {"model": Path(name).stem, "seed": seed, "type": type, "alone": options.alone}
+            results.append({**about, **both, **ratios})
             progress.console.print(_line(type, both, ratios))
     return results
 
@@ -209,6 +213,20 @@ def _line(type: str, both: dict[str, dict[str, Any]], ratios: dict[str, float]) 
     return f"{type:7} {ours['bits']:.3f} bits, {ours['share']:.0%} of the bytes its own: {'; '.join(words)}"
 
 
+def _means(results: list[dict[str, Any]]) -> Iterator[str]:
+    """Each type's ratios over all seeds, with the standard error that their spread gives."""
+    for model, type in dict.fromkeys((result["model"], result["type"]) for result in results):
+        ratios = [
+            (result["kl_ratio"], result["perplexity_ratio"])
+            for result in results
+            if (result["model"], result["type"]) == (model, type) and "kl_ratio" in result
+        ]
+        if len(ratios) > 1:
+            means, errors = np.mean(ratios, axis=0), np.std(ratios, axis=0, ddof=1) / np.sqrt(len(ratios))
+            kl, perplexity = (f"{mean:.3f} ± {error:.3f}" for mean, error in zip(means, errors, strict=True))
+            yield f"{model} {type:7} over {len(ratios)} seeds: KL {kl}, perplexity {perplexity}"
+
+
 def main() -> None:
     """Measure each model and print what came out."""
     parser = argparse.ArgumentParser(description="what quantising loses, beside ggml's quantisers")
@@ -218,7 +236,7 @@ def main() -> None:
     parser.add_argument("--windows", type=int, default=8, help="of 512 tokens (default: %(default)s)")
     parser.add_argument("--text", default=TEXT, help="what is read (default: %(default)s)")
     parser.add_argument("--dither", type=float, default=0.08, help="noise added to the weights (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=0, help="of the noise (default: %(default)s)")
+    parser.add_argument("--seeds", type=int, default=1, help="draws of the noise (default: %(default)s)")
     parser.add_argument("--threads", type=int, default=2, help="of ggml's quantisers (default: %(default)s)")
     options = parser.parse_args()
     if not Path(options.text).is_file():
@@ -237,7 +255,10 @@ def _measure_all(options: argparse.Namespace) -> None:
         hub.resolve(name)  # what is not there is told before the first is measured
     columns = (TextColumn("{task.description}"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True, width=160), transient=True) as progress:
-        results = [result for name in options.models for result in measure_model(name, options, text, progress)]
+        runs = itertools.product(options.models, range(options.seeds))
+        results = [result for name, seed in runs for result in measure_model(name, seed, options, text, progress)]
+        for line in _means(results):
+            progress.console.print(line)
     print(json.dumps({"text": options.text, "windows": options.windows, "dither": options.dither, "results": results}))
 
 
