@@ -147,7 +147,8 @@ def test_a_base_is_as_good_as_its_model(folder, tmp_path, capsys):
     assert of_model["kl_mean"] == compared["kl_mean"] > 0
     assert of_file["kl_mean"] == pytest.approx(of_model["kl_mean"], abs=1e-4)
     assert of_file["base_perplexity"] == pytest.approx(alone["perplexity"], rel=0.1)  # its losses reach beyond the cut
-    assert (of_file["model"], compared["base"], compared["chunks"], compared["ctx"]) == ("b", "a", 7, N_CTX)
+    assert (of_file["base"], compared["chunks"], compared["ctx"]) == (base, 7, N_CTX)
+    assert (compared["model"], compared["base"]) == (str(folder / "b.gguf"), str(folder / "a.gguf"))
 
 
 def broken(path: Path, change) -> str:

@@ -40,7 +40,7 @@ def perplexity(args: argparse.Namespace) -> int:
         ):
             found = ModelDistributions(model, windows)
             quality = measure(found, windows, base=of_base, on_rows=keep, on_window=advance)
-        names = {"model": model.name} | ({"base": str(base)} if base else {})
+        names = {"model": args.model or model.name} | ({"base": args.kl_base} if base else {})
         _show(quality, names, windows, time.perf_counter() - began, args)
     return 0
 
@@ -57,7 +57,7 @@ def compare(args: argparse.Namespace) -> int:
         with _progress(len(windows), "Comparing") as advance:
             of_a, of_b = (ModelDistributions(model, windows) for model in (a, b))
             quality = measure(of_b, windows, base=of_a, on_window=advance)
-        _show(quality, {"model": b.name, "base": a.name}, windows, time.perf_counter() - began, args)
+        _show(quality, {"model": args.b, "base": args.a}, windows, time.perf_counter() - began, args)
     return 0
 
 
