@@ -178,9 +178,12 @@ def test_bad_files_of_a_base_are_refused(tmp_path, change, message):
         BaseLogits(broken(tmp_path / "base", change))
 
 
-def test_a_scale_that_is_not_finite_is_refused(tmp_path):
-    path = broken(tmp_path / "base", lambda raw: struct.pack_into("<f", raw, 20 + 4 * 16, np.nan))
-    with BaseLogits(path) as base, pytest.raises(WoollyError, match=r"a row's scale is not finite$"):
+@pytest.mark.parametrize(
+    "scale", [(np.nan, -1), (-1e-6, -1), (1e-4, -1), (0, 0.1), (0, -200), (0, np.nan), (np.inf, -1)]
+)
+def test_scales_that_no_probabilities_have_are_refused(tmp_path, scale):
+    path = broken(tmp_path / "base", lambda raw: struct.pack_into("<ff", raw, 20 + 4 * 16, *scale))
+    with BaseLogits(path) as base, pytest.raises(WoollyError, match=r"give no logarithms of probabilities$"):
         list(base.log_probs(0))
 
 

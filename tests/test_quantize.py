@@ -220,19 +220,20 @@ def test_two_python_threads_at_once():
 
 
 def test_llama_cpp_reads_as_much_from_our_blocks():
-    """The error of our blocks is no larger than that of ggml's own quantiser, where it can be called."""
+    """Our blocks leave less error than those of ggml's own quantiser, where it can be called."""
     xllamacpp = pytest.importorskip("xllamacpp", reason="xllamacpp is not installed")
     import ctypes
 
     library = ctypes.CDLL(xllamacpp.xllamacpp.__file__)
     x = normal(32, 2048, seed=8)
-    for name in SEARCHED:
+    for way in SEARCHED + FALLBACKS:
+        name = way.split()[0]
         try:
-            quantize = getattr(library, f"quantize_{name[:-1]}K" if name.endswith("_k") else f"quantize_{name}")
+            quantize = getattr(library, "quantize_" + name.replace("_k", "_K"))
         except AttributeError:
             pytest.skip("this build of xllamacpp does not export ggml's quantisers")
         quantize.restype = ctypes.c_size_t
         quantize.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p]
         theirs = np.empty((32, FORMATS[name].nbytes(2048)), np.uint8)
         assert quantize(x.ctypes.data, theirs.ctypes.data, 32, 2048, None) == theirs.nbytes
-        assert error_of(x, name) <= 1.02 * error_of(x, name, theirs), name
+        assert error_of(x, way) < error_of(x, way, theirs), way

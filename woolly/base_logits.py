@@ -31,6 +31,7 @@ _SIZES = struct.Struct("<Iii")
 _HEADER_BYTES = len(MAGIC) + _SIZES.size
 _HEAD = 4  # uint16 of a row before its tokens
 _CUT = 16.0  # how far below the likeliest token a logarithm may lie
+_LOWEST, _HIGHEST = -100.0, 0.01  # what may be in a file, with room for rounding: the likeliest is above -log n_vocab
 _MOST_CTX, _MOST_VOCAB = 1 << 24, 1 << 24
 
 
@@ -100,9 +101,10 @@ class BaseLogits(Closing):
 
     def _decoded(self, raw: NDArray[np.uint16]) -> NDArray[np.float64]:
         scales = np.ascontiguousarray(raw[:, :_HEAD]).view("<f4").astype(np.float64)
-        if not np.isfinite(scales).all():
-            raise WoollyError(f"{self.path!r}: a row's scale is not finite")
-        return scales[:, 1:] + scales[:, :1] * raw[:, _HEAD : _HEAD + self.n_vocab]
+        step, least = scales[:, :1], scales[:, 1:]
+        if not ((step >= 0) & (least >= _LOWEST) & (least + 65535 * step <= _HIGHEST)).all():
+            raise WoollyError(f"{self.path!r}: a row's step and least value give no logarithms of probabilities")
+        return least + step * raw[:, _HEAD : _HEAD + self.n_vocab]
 
     def _read_sizes(self) -> tuple[int, int, int]:
         n_bytes = self._file.n_bytes
