@@ -2,7 +2,7 @@
  *
  * The legacy formats and MXFP4 come out as gguf.quants makes them, bit for bit. The K formats and IQ4 are searched for, see
  * search.h; more trials than these left no less error in the outputs of a model's matrices. Q5_0 and Q5_1 are made in both
- * ways: searched for where rows of Q4_K and Q5_K fall back to them, which leaves 0.9 and 0.83 of the squared error.
+ * ways: searched for where rows of Q4_K and Q5_K fall back to them, which leaves 0.9 and 0.8 of the squared error.
  */
 #ifndef WOOLLY_QUANTIZERS_H
 #define WOOLLY_QUANTIZERS_H
