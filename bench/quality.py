@@ -37,6 +37,7 @@ from rich.table import Table
 import woolly
 from woolly import hub
 from woolly._kernels import COMPUTES, QUANTIZED_FORMATS
+from woolly.errors import WoollyError
 from woolly.gguf_file import GGUFFile
 from woolly.quantizing import plan_quantization, quantize_file
 from woolly.terminal import escape_controls
@@ -213,6 +214,11 @@ def main() -> None:
     options = parser.parse_args()
     if not Path(options.text).is_file():
         parser.error(f"the text {options.text} is not there: choose another with --text")
+    try:
+        for name in options.models:
+            hub.resolve(name)
+    except (OSError, WoollyError) as error:
+        parser.error(str(error))
     console = Console(stderr=True, width=None if sys.stderr.isatty() else 120)  # a file has no width to fit into
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     results = []

@@ -11,8 +11,9 @@ import pytest
 from oracle_models import MODELS
 
 from woolly import cli
-from woolly._kernels import PackedMatrix, compiled_isas, converted_formats, kernel_formats
+from woolly._kernels import QUANTIZED_FORMATS, PackedMatrix, compiled_isas, converted_formats, kernel_formats
 from woolly.convert.recipes import RECIPES
+from woolly.mixes import MIXES
 from woolly.models import ARCHITECTURES
 from woolly.pretokenizers import PRE_TOKENIZERS
 from woolly.vocabulary import KINDS
@@ -34,9 +35,12 @@ def first_column(heading: str) -> list[str]:
 
 def test_formats():
     has = kernel_formats()
-    rows = {name.lower(): (*map(float, sizes), memory) for name, *sizes, memory in table("Weight formats")}
+    rows = {name.lower(): (*map(float, sizes), memory, made) for name, *sizes, memory, made in table("Weight formats")}
     assert set(rows) == set(has)
-    for name, (*sizes, memory) in rows.items():
+    searched = {mix.base for mix in MIXES.values() if mix.is_searched}
+    assert {name for name, (*_, made) in rows.items() if made != "no"} == set(QUANTIZED_FORMATS)
+    assert {name for name, (*_, made) in rows.items() if "searched" in made} == searched | {"q5_0", "q5_1"}
+    for name, (*sizes, memory, _) in rows.items():
         _, block, n_bytes = has[name]
         assert sizes == [block, n_bytes, 8 * n_bytes / block]
         stored_bits = 8 * PackedMatrix(16, block, name).nbytes / (16 * block)

@@ -25,7 +25,7 @@ ORDER = (
     ("_kernels",),
     ("formats",),
     ("metadata", "mapped_file"),
-    ("gguf_file", "safetensors_file"),
+    ("gguf_file", "safetensors_file", "base_logits"),
     ("gguf_split", "checkpoint"),
     ("weights", "mixes"),
     ("quantizing",),
@@ -55,11 +55,11 @@ ORDER = (
     ("synthetic",),
     ("session",),
     ("model",),
-    ("hub",),
+    ("hub", "measuring"),
     ("loading",),
     ("",),  # the package's own names, which it imports at first use
     ("environment",),
-    ("cli_run", "cli_models", "cli_synth", "cli_convert", "cli_quantize"),
+    ("cli_run", "cli_models", "cli_synth", "cli_convert", "cli_quantize", "cli_measure"),
     ("cli",),
     ("__main__",),
 )

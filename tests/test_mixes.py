@@ -11,7 +11,7 @@ import pytest
 from woolly._kernels import QUANTIZED_FORMATS
 from woolly.errors import GGUFError, WoollyError
 from woolly.formats import FORMATS
-from woolly.gguf_file import TensorInfo
+from woolly.gguf_file import GGUFFile, TensorInfo
 from woolly.mixes import ALIASES, FALLBACKS, MIXES, is_quantizable, plan_formats, resolve_mix
 
 
@@ -246,6 +246,21 @@ def test_names_are_those_of_the_gguf_package(mix):
     expected = "ALL_F32" if mix.name == "f32" else f"MOSTLY_{name}"
     known = {member.name: member.value for member in gguf.LlamaFileType}
     assert known.get(expected, mix.file_type) == mix.file_type
+
+
+def test_the_plan_is_that_of_a_published_file(gemma3_path):
+    """Gemma 3 270M as llama.cpp wrote it: fallbacks to Q5_0 and Q8_0, Q6_K in half of the layers' ffn_down."""
+    with GGUFFile.open(gemma3_path) as file:
+        published = {name: info.format.name for name, info in file.tensors.items()}
+        plan = plan_formats(file.tensors, file.metadata, MIXES["q4_k_m"])
+    assert {name: format.name for name, format in plan.items()} == published
+    assert set(published.values()) == {"f32", "q4_k", "q5_0", "q6_k", "q8_0"}
+
+
+def test_mixes_that_are_searched_for():
+    """Those without a format that gguf quantises too; what their rows fall back to is searched for as well."""
+    plain = {name for name, mix in MIXES.items() if not mix.is_searched}
+    assert plain == {"f32", "f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "mxfp4", "mxfp4_moe"}
 
 
 def test_all_formats_of_the_rules_can_be_made():

@@ -20,6 +20,7 @@ from reference import ReferenceModel
 import woolly
 from woolly._kernels import available_isas, use_isa
 from woolly.errors import GGUFError, UnsupportedFormatError
+from woolly.measuring import ModelDistributions, cut_windows, measure
 from woolly.model import Model
 
 WRITERS = {"llama": write_tiny_llama, "gemma3": write_tiny_gemma3}
@@ -192,9 +193,9 @@ def test_perplexity_of_the_gpl(real: tuple[str, Model]) -> None:
     if not GPL.is_file():
         pytest.skip(f"the text is not at {GPL}")
     name, model = real
-    tokens = model.tokenizer.encode(GPL.read_text())
-    bos = model.tokenizer.bos_id if model.tokenizer.add_bos else None
-    running = reference.perplexity(model.forward, tokens, bos=bos, n_chunks=3)
+    running: list[float] = []
+    windows = cut_windows(model.tokenizer, GPL.read_text(), 512, 3)
+    measure(ModelDistributions(model, windows), windows, on_window=running.append)
     assert running == pytest.approx(GPL_PERPLEXITY[name], rel=1e-3)
 
 

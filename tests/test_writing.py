@@ -154,7 +154,7 @@ def test_trouble_leaves_nothing(folder: Path, tmp_path: Path, monkeypatch: pytes
                 writing.write_gguf(source, out)
         assert left(tmp_path) == []
         with monkeypatch.context() as patch:
-            patch.setattr(writing, "convert_rows", lambda *_: 1 / 0)
+            patch.setattr(writing, "convert_rows", lambda *_, **__: 1 / 0)
             with pytest.raises(ZeroDivisionError):
                 writing.write_gguf(source, out)
         assert left(tmp_path) == []

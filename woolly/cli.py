@@ -80,6 +80,8 @@ def make_parser() -> argparse.ArgumentParser:
         _add_convert,
         _add_quantize,
         _add_dequantize,
+        _add_perplexity,
+        _add_compare,
         _add_synth,
     ):
         command = add(commands)
@@ -221,6 +223,49 @@ def _add_dequantize(commands: Any) -> argparse.ArgumentParser:
     parser.add_argument("--dtype", choices=("f32", "f16", "bf16"), default="f32", help="of the matrices; default: f32")
     _add_writing(parser)
     return parser
+
+
+def _add_perplexity(commands: Any) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "perplexity",
+        help="measure how well a model predicts a text",
+        description="Measure a model's perplexity on a text, and how far its distributions are from a base model's.",
+        allow_abbrev=False,
+    )
+    parser.set_defaults(command="woolly.cli_measure:perplexity")
+    parser.add_argument("model", metavar="MODEL", nargs="?", help=_MODEL_HELP)
+    parser.add_argument(
+        "--kl-base", metavar="MODEL_OR_FILE", help="measure KL divergence too: from a model, or a file of --save-base"
+    )
+    parser.add_argument("--save-base", metavar="FILE", help="keep the distributions, as llama.cpp's tool does too")
+    parser.add_argument("--force", action="store_true", help="replace a file that is there")
+    _add_measuring(parser)
+    return parser
+
+
+def _add_compare(commands: Any) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        "compare",
+        help="measure two models on a text, and how far apart they are",
+        description="Measure two models of one vocabulary on a text: perplexities, and B's KL divergence from A.",
+        allow_abbrev=False,
+    )
+    parser.set_defaults(command="woolly.cli_measure:compare")
+    parser.add_argument("a", metavar="A", help="the base: " + _MODEL_HELP.partition(";")[0])
+    parser.add_argument("b", metavar="B", help="the other model")
+    _add_measuring(parser)
+    return parser
+
+
+def _add_measuring(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-f", "--file", dest="text", metavar="TEXT", required=True, help="a text in UTF-8")
+    parser.add_argument("--ctx", metavar="N", type=_at_least_1, default=512, help="tokens of a window; default: 512")
+    parser.add_argument("--chunks", metavar="N", type=_at_least_1, help="windows at most; default: the whole text")
+    parser.add_argument("--threads", metavar="N", type=_at_least_1, help="default: the cores that may be used")
+    parser.add_argument(
+        "--compute", choices=COMPUTES, default="exact", help="int8, bf16: faster prefill that rounds activations"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def _add_writing(parser: argparse.ArgumentParser) -> None:

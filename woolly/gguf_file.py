@@ -29,7 +29,7 @@ from numpy.typing import NDArray
 from woolly._kernels.scan import scan_strings
 from woolly.errors import GGUFError, UnsupportedFormatError
 from woolly.formats import Format, format_of_ggml_type
-from woolly.mapped_file import Closing, MappedFile
+from woolly.mapped_file import Closing, MappedFile, aligned
 from woolly.metadata import Entry, Metadata, StringArray, show
 
 # Limits. Each is far above what real models need (the largest vocabularies make a header of 15 MB; a model with every
@@ -370,7 +370,7 @@ def _read_tensors(cursor: _Cursor, n_tensors: int, alignment: int) -> dict[str, 
         offset_at[info.name] = cursor.pos - _U64.size
 
     # Offsets count from here, which is known only now.
-    data_start = -(-cursor.pos // alignment) * alignment
+    data_start = aligned(cursor.pos, alignment)
     for name, info in tensors.items():
         start = data_start + info.offset
         if start + info.n_bytes > cursor.file_size:

@@ -20,6 +20,11 @@ from woolly.errors import WoollyError
 _T = TypeVar("_T", bound="Closing")
 
 
+def aligned(offset: int, alignment: int) -> int:
+    """The first multiple of `alignment` from `offset` on."""
+    return -(-offset // alignment) * alignment
+
+
 class Closing(ABC):
     """What `with` closes at the end of its block."""
 
@@ -107,7 +112,7 @@ class MappedFile(Closing):
 
         Reading it again brings them back. Pages shared with what is beside it stay.
         """
-        first = -(-offset // mmap.PAGESIZE) * mmap.PAGESIZE
+        first = aligned(offset, mmap.PAGESIZE)
         end = (offset + n_bytes) // mmap.PAGESIZE * mmap.PAGESIZE
         if first < end:
             self._open_map().madvise(mmap.MADV_DONTNEED, first, end - first)

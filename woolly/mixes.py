@@ -37,6 +37,11 @@ class Mix:
     base: str
     file_type: int
 
+    @property
+    def is_searched(self) -> bool:
+        """Whether its formats are searched for, and so those that rows fall back to: see `quantize_rows`."""
+        return self.base.endswith("_k") or self.base.startswith("iq")
+
 
 MIXES = {
     name: Mix(name, base, file_type)

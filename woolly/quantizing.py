@@ -23,6 +23,7 @@ from woolly.atomic import replacing, reserve
 from woolly.errors import UnsupportedFormatError, WoollyError
 from woolly.formats import FLOATS, Format
 from woolly.gguf_file import GGUFFile, TensorInfo
+from woolly.mapped_file import aligned
 from woolly.mixes import Mix, plan_formats, resolve_mix
 
 CHUNK_VALUES = 1 << 20  # 4 MB as float32: a few times a core's L2, and little to hold for each thread
@@ -167,10 +168,10 @@ def quantize_file(
     with replacing(Path(target)) as temporary, temporary.open("wb") as out:
         out.write(_header(file, plan))
         _pad(out, file.alignment)
-        end = out.tell() + sum(_padded(tensor.n_bytes, file.alignment) for tensor in plan.tensors)
+        end = out.tell() + sum(aligned(tensor.n_bytes, file.alignment) for tensor in plan.tensors)
         reserve(out.fileno(), Path(target), end)
         for tensor in plan.tensors:
-            for blocks, n_bytes in _converted(file, tensor, n_threads):
+            for blocks, n_bytes in _converted(file, tensor, plan.mix.is_searched, n_threads):
                 out.write(blocks)
                 on_progress(tensor, n_bytes)
             _pad(out, file.alignment)
@@ -190,7 +191,9 @@ def _check_source(path: str, tensor: TensorPlan, allow_requantize: bool) -> None
         )
 
 
-def _converted(file: GGUFFile, tensor: TensorPlan, n_threads: int | None) -> Iterator[tuple[NDArray[np.uint8], int]]:
+def _converted(
+    file: GGUFFile, tensor: TensorPlan, searched: bool, n_threads: int | None
+) -> Iterator[tuple[NDArray[np.uint8], int]]:
     """A tensor's bytes in its new format, chunk by chunk, with how many bytes of the source each was."""
     source = tensor.source
     raw = file.tensor_bytes(source.name)
@@ -202,7 +205,7 @@ def _converted(file: GGUFFile, tensor: TensorPlan, n_threads: int | None) -> Ite
         chunk = rows[part]
         values = chunk.view(np.float32) if source.format.name == "f32" else dequantize(chunk, source.format.name)
         with naming(file.path, source.name, part.start):
-            blocks = quantize_rows(values, tensor.format.name, n_threads=n_threads)
+            blocks = quantize_rows(values, tensor.format.name, searched=searched, n_threads=n_threads)
         yield blocks, chunk.nbytes
 
 
@@ -238,17 +241,13 @@ def _header(file: GGUFFile, plan: QuantizePlan) -> bytes:
         dims = tensor.source.shape[::-1]
         parts += [_string(tensor.source.name), struct.pack(f"<I{len(dims)}Q", len(dims), *dims)]
         parts.append(struct.pack("<IQ", tensor.format.ggml_type, offset))
-        offset += _padded(tensor.n_bytes, file.alignment)
+        offset += aligned(tensor.n_bytes, file.alignment)
     return b"".join(parts)
 
 
 def _string(text: str) -> bytes:
     raw = text.encode()
     return struct.pack("<Q", len(raw)) + raw
-
-
-def _padded(n_bytes: int, alignment: int) -> int:
-    return -(-n_bytes // alignment) * alignment
 
 
 def _pad(out: BinaryIO, alignment: int) -> None:

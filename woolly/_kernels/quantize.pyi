@@ -3,4 +3,6 @@ from numpy.typing import NDArray
 
 QUANTIZED_FORMATS: tuple[str, ...]
 
-def quantize_rows(x: NDArray[np.float32], format: str, /, *, n_threads: int | None = None) -> NDArray[np.uint8]: ...
+def quantize_rows(
+    x: NDArray[np.float32], format: str, /, *, searched: bool = False, n_threads: int | None = None
+) -> NDArray[np.uint8]: ...

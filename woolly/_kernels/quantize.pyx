@@ -18,6 +18,7 @@ cdef extern from "quantizers.h" nogil:
         int block_bytes
         float most
         void (*rows)(const float *x, int64_t n_blocks, uint8_t *out) noexcept nogil
+        void (*searched_rows)(const float *x, int64_t n_blocks, uint8_t *out) noexcept nogil
 
     const woolly_quantizer *WOOLLY_QUANTIZERS
     enum:
@@ -40,7 +41,7 @@ _INDEX = {WOOLLY_QUANTIZERS[i].name.decode(): i for i in range(WOOLLY_N_QUANTIZE
 QUANTIZED_FORMATS = tuple(_INDEX)
 
 
-def quantize_rows(const float[:, ::1] x not None, format, /, *, n_threads=None):
+def quantize_rows(const float[:, ::1] x not None, format, /, *, searched=False, n_threads=None):
     """Store rows of weights in a format.
 
     Parameters
@@ -48,6 +49,8 @@ def quantize_rows(const float[:, ::1] x not None, format, /, *, n_threads=None):
     x : float32, (n_rows, n_cols), C-contiguous
     format : str
         One of `QUANTIZED_FORMATS`.
+    searched : bool
+        Search for the scales of Q5_0 and Q5_1 too, as a mix wants whose rows fell back to them.
     n_threads : int, optional
 
     Returns
@@ -65,15 +68,17 @@ def quantize_rows(const float[:, ::1] x not None, format, /, *, n_threads=None):
 
     Notes
     -----
-    Q4_0, Q4_1, Q5_0, Q5_1, Q8_0 and MXFP4 are those of `gguf.quants`, bit for bit. The K formats, IQ4_NL and IQ4_XS are
-    searched for the least weighted squared error, in the importance of large weights. A block depends on its weights
-    alone: the result is the same for any number of threads and on any instruction set. Runs without the GIL.
+    Q4_0, Q4_1, Q5_0, Q5_1, Q8_0 and MXFP4 are those of `gguf.quants`, bit for bit, unless `searched` says otherwise of
+    Q5_0 and Q5_1. The K formats, IQ4_NL and IQ4_XS are always searched for the least squared error, weighted by the
+    importance of large weights. A block depends on its weights alone: the result is the same for any number of threads
+    and on any instruction set. Runs without the GIL.
     """
     if format not in _INDEX:
         raise UnsupportedFormatError(
             f"quantize_rows: cannot make {format!r}; formats that can be: {', '.join(QUANTIZED_FORMATS)}"
         )
     cdef const woolly_quantizer *quantizer = &WOOLLY_QUANTIZERS[<int>_INDEX[format]]
+    cdef bint is_searched = searched and quantizer.searched_rows is not NULL
     if x.shape[1] % quantizer.block_size:
         raise ValueError(
             f"quantize_rows: {format} wants a multiple of {quantizer.block_size} columns, got {x.shape[1]}"
@@ -91,7 +96,7 @@ def quantize_rows(const float[:, ::1] x not None, format, /, *, n_threads=None):
     cdef int64_t[::1] unfit_view = unfit
     cdef int64_t *places = &unfit_view[0]
     for task in prange(n_tasks, nogil=True, num_threads=threads, schedule="dynamic"):
-        places[task] = quantize_task(quantizer, weights, n_weights, task, bytes)
+        places[task] = quantize_task(quantizer, is_searched, weights, n_weights, task, bytes)
     first = int(unfit.min())
     if first < n_weights:
         row, column = divmod(first, x.shape[1])
@@ -101,13 +106,17 @@ def quantize_rows(const float[:, ::1] x not None, format, /, *, n_threads=None):
     return out
 
 
-cdef int64_t quantize_task(const woolly_quantizer *quantizer, const float *x, int64_t n, int64_t task,
-                           uint8_t *out) noexcept nogil:
+cdef int64_t quantize_task(const woolly_quantizer *quantizer, bint is_searched, const float *x, int64_t n,
+                           int64_t task, uint8_t *out) noexcept nogil:
     """Quantise one task's blocks; return the place of a weight that the format does not hold, or n."""
     cdef int64_t begin = task * WEIGHTS_A_TASK, end = min(n, begin + WEIGHTS_A_TASK)
     cdef int64_t place = find_unfit(x + begin, end - begin, quantizer.most)
     if place < end - begin:
         return begin + place
-    quantizer.rows(x + begin, (end - begin) // quantizer.block_size,
-                   out + begin // quantizer.block_size * quantizer.block_bytes)
+    cdef int64_t n_blocks = (end - begin) // quantizer.block_size
+    out += begin // quantizer.block_size * quantizer.block_bytes
+    if is_searched:
+        quantizer.searched_rows(x + begin, n_blocks, out)
+    else:
+        quantizer.rows(x + begin, n_blocks, out)
     return n

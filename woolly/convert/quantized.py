@@ -44,6 +44,7 @@ class QuantizedCheckpoint(Closing):
         self.path, self.metadata = source.path, source.metadata
         self._source = source
         self._n_threads: int = check_threads(n_threads)
+        self._searched = resolve_mix(type).is_searched
         formats = target_formats(source, type)
         self.tensors = {name: _converted(info, formats[name]) for name, info in source.tensors.items()}
 
@@ -58,7 +59,7 @@ class QuantizedCheckpoint(Closing):
 
         def fill(chunk: slice) -> None:
             with naming(self.path, name, chunk.start):
-                out[chunk] = convert_rows(rows[chunk], before.format.name, after.format.name)
+                out[chunk] = convert_rows(rows[chunk], before.format.name, after.format.name, searched=self._searched)
 
         for_each_chunk(fill, len(rows), before.shape[-1], self._n_threads)
         return out.reshape(-1)
@@ -72,7 +73,7 @@ class QuantizedCheckpoint(Closing):
         self._source.close()
 
 
-def convert_rows(rows: NDArray[np.uint8], source: str, target: str) -> NDArray[np.uint8]:
+def convert_rows(rows: NDArray[np.uint8], source: str, target: str, *, searched: bool = False) -> NDArray[np.uint8]:
     """Rows of a tensor in another format.
 
     Parameters
@@ -80,6 +81,8 @@ def convert_rows(rows: NDArray[np.uint8], source: str, target: str) -> NDArray[n
     rows : uint8, (n_rows, row_bytes)
     source, target : str
         Formats; the target one that can be made.
+    searched : bool
+        As for `quantize_rows`.
 
     Returns
     -------
@@ -100,7 +103,7 @@ def convert_rows(rows: NDArray[np.uint8], source: str, target: str) -> NDArray[n
     if target == "f16":
         with np.errstate(over="ignore"):  # what F16 cannot hold becomes infinite, as everywhere
             return values.astype(np.float16).view(np.uint8)
-    return quantize_rows(values, target, n_threads=1)
+    return quantize_rows(values, target, searched=searched, n_threads=1)
 
 
 def round_to_bf16(values: NDArray[np.float32]) -> NDArray[np.uint16]:

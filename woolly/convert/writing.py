@@ -25,6 +25,7 @@ from woolly.convert.self_contained import METADATA_NAME, encode_metadata
 from woolly.errors import UnsupportedFormatError
 from woolly.formats import FLOATS, FORMATS, Format
 from woolly.gguf_file import DEFAULT_ALIGNMENT
+from woolly.mapped_file import aligned
 from woolly.metadata import Metadata, StringArray
 from woolly.mixes import MIXES, resolve_mix
 from woolly.quantizing import naming, row_chunks
@@ -72,7 +73,8 @@ def write_gguf(
         start, offsets, end = _places(source, formats, header_bytes, DEFAULT_ALIGNMENT, pads=True)
         reserve(descriptor, Path(path), end)
         assert start % DEFAULT_ALIGNMENT == 0
-        _write_tensors(descriptor, source, formats, offsets, check_threads(n_threads), show_bytes)
+        searched = type is not None and resolve_mix(type).is_searched
+        _write_tensors(descriptor, source, formats, offsets, check_threads(n_threads), show_bytes, searched=searched)
 
 
 def write_safetensors(
@@ -156,6 +158,8 @@ def _write_tensors(
     offsets: Mapping[str, int],
     n_threads: int,
     show_bytes: Progress,
+    *,
+    searched: bool = False,
 ) -> None:
     n_written = 0
     with ThreadPoolExecutor(n_threads) as pool:
@@ -167,7 +171,7 @@ def _write_tensors(
 
             def write(chunk: slice, rows=rows, info=info, target=target, at=offsets[name], step=row_bytes) -> int:
                 with naming(source.path, info.name, chunk.start):
-                    out = convert_rows(rows[chunk], info.format.name, target.name)
+                    out = convert_rows(rows[chunk], info.format.name, target.name, searched=searched)
                 _write_all(descriptor, out.data, at + chunk.start * step)
                 return out.nbytes
 
@@ -181,13 +185,13 @@ def _places(
     source: Checkpoint, formats: Mapping[str, Format], header_bytes: int, alignment: int, *, pads: bool
 ) -> tuple[int, dict[str, int], int]:
     """Where the data begin, where each tensor begins, and where the file ends."""
-    start = end = -(-header_bytes // alignment) * alignment
+    start = end = aligned(header_bytes, alignment)
     offsets = {}
     for name, target in formats.items():
         offsets[name] = end
         end += target.nbytes(math.prod(source.tensors[name].shape))
         if pads:
-            end = -(-end // alignment) * alignment
+            end = aligned(end, alignment)
     return start, offsets, end
 
 

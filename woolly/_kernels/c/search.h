@@ -64,6 +64,7 @@ typedef struct {
     float most, top;
     int n_trials;
     float first, step; /* trial i spreads most + first + i step levels over the range of x */
+    int any_m;         /* m may be below 0, as in Q5_1: it is then no integer of units */
 } affine_kind;
 
 typedef struct {
@@ -92,7 +93,8 @@ static INLINE void try_affine(affine_kind kind, const f4 *x, const f4 *w, f4 inv
         sxl += wl * x[k];
     }
     f4 det = best->w * sll - sl * sl, low = (sll * best->x - sl * sxl) / det;
-    i4 has_low = (low < 0) & (det > 1e-5f * best->w * sll); /* no minimum above 0, and none where all levels are the same */
+    i4 has_low = det > 1e-5f * best->w * sll; /* none where all levels are the same */
+    if (!kind.any_m) has_low &= low < 0;
     low = f4_select(has_low, low, f4_set1(0));
     f4 d = f4_select(has_low, (best->w * sxl - best->x * sl) / det, sxl / sll);
     f4 error = best->xx - d * sxl - low * best->x;
@@ -110,7 +112,7 @@ static INLINE affine_fit search_affine(affine_kind kind, const f4 *x, const f4 *
         best.w += w[k];
         best.x += wx;
         best.xx += wx * x[k];
-        least = f4_min(x[k], least);
+        least = kind.any_m && !k ? x[k] : f4_min(x[k], least);
         largest = k ? f4_max(x[k], largest) : x[k];
     }
     f4 per_range = f4_ratio(f4_set1(1), largest - least);
