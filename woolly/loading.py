@@ -35,6 +35,7 @@ from woolly.weights import Weights, check_shape, packed_bytes
 _T = TypeVar("_T")
 
 DEFAULT_N_CTX = 4096
+_REFUSED_BYTES = 64 << 20  # what a file may take before it is refused, and four times its size
 MAX_BATCH_TOKENS = 256  # of one run: more makes prefill no faster, and takes scratch
 
 
@@ -183,10 +184,15 @@ class _Background(Generic[_T]):
 
 def _read_vocabulary(file: Checkpoint, config: ModelConfig) -> tuple[Tokenizer, TemplateSet]:
     embedding = file.tensors.get("token_embd.weight")
-    if (
-        embedding is not None and embedding.shape[0] < config.vocab_size
-    ):  # before a million strings are made for nothing
+    # before a million strings are made for nothing
+    if embedding is not None and embedding.shape[0] < config.vocab_size:
         check_shape(file.path, embedding, (config.vocab_size, config.hidden_size))
+    n_bytes, weights = vocabulary_bytes(file.metadata), sum(info.n_bytes for info in file.tensors.values())
+    if n_bytes > _REFUSED_BYTES + 4 * weights:
+        raise GGUFError(
+            f"{file.path}: the vocabulary would take {n_bytes / 1e6:.0f} MB, too much for {weights / 1e6:.0f} MB of "
+            f"weights: the limit is 64 MiB and four times these{file.metadata.at('tokenizer.ggml.tokens')}"
+        )
     tokenizer = Tokenizer.from_metadata(file.metadata)
     if tokenizer.vocab_size != config.vocab_size:
         raise GGUFError(f"{file.path}: the tokenizer has {tokenizer.vocab_size} tokens, the model {config.vocab_size}")

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from woolly._kernels import KVCache, activation_bytes
+from woolly._kernels import KVCache, activation_bytes, row_stride
 from woolly.config import ModelConfig
 from woolly.metadata import StringArray
 
@@ -30,7 +30,7 @@ def scratch_bytes(config: ModelConfig, max_tokens: int, *, quantised: bool, comp
     """
     c = config
     q_size, kv_size = c.n_heads * c.head_dim, c.n_kv_heads * c.head_dim
-    values = 4 * c.hidden_size + 2 * (q_size + kv_size + c.intermediate_size)
+    values = 4 * row_stride(c.hidden_size) + 2 * sum(map(row_stride, (q_size, kv_size, c.intermediate_size)))
     integers = 0
     if quantised or compute == "bf16":
         widths = (c.hidden_size, q_size, c.intermediate_size)

@@ -52,8 +52,6 @@ class Kind:
     pre: str | None = None  # the pre-tokenizer, where the file's own name for it does not count
 
 
-MAX_STRINGS = 1 << 20  # of tokens, and of merges: twice what the largest vocabularies have, and little enough to refuse
-
 # The usual ids are those of the models that each kind was first written for. Byte-level BPE has no usual ids.
 KINDS: dict[str, Kind] = {
     "llama": Kind(unk_id=0, bos_id=1, eos_id=2, add_bos=True, add_space_prefix=True),
@@ -141,8 +139,6 @@ class Keys:
         is_list = isinstance(value, Sequence) and not isinstance(value, str)
         if not is_list or (len(value) and not isinstance(value[0], str)):
             raise self.error(name, "is not an array of strings")
-        if len(value) > MAX_STRINGS:
-            raise self.error(name, f"has {len(value)} strings, more than the limit of {MAX_STRINGS}")
         return len(value)
 
     def strings(self, name: str) -> list[str]:

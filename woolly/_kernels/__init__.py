@@ -23,7 +23,7 @@ from woolly._kernels.executor import Stop
 from woolly._kernels.experts import PackedExperts, route_experts
 from woolly._kernels.generate import GENERATED_FORMATS, generate, generate_all
 from woolly._kernels.matmul import PackedMatrix, activation_bytes, aligned_empty, dequantize, matmul
-from woolly._kernels.program import Program
+from woolly._kernels.program import Program, row_stride
 from woolly._kernels.quantize import QUANTIZED_FORMATS, quantize_rows
 from woolly._kernels.rows import (
     activation_f32,
@@ -76,6 +76,7 @@ __all__ = [
     "rmsnorm_f32",
     "rope_f32",
     "route_experts",
+    "row_stride",
     "set_isa",
     "softcap_f32",
     "softmax_f32",

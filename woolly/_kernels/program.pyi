@@ -8,6 +8,8 @@ from woolly._kernels.executor import Stop
 from woolly._kernels.experts import PackedExperts
 from woolly._kernels.matmul import PackedMatrix
 
+def row_stride(width: int, /) -> int: ...
+
 class Program:
     max_tokens: int
     n_threads: int

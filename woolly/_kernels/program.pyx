@@ -37,6 +37,14 @@ cdef enum:
     SPANS_ON_STACK = 64        # of a run with more sequences, they are in an array of numpy
 
 
+def row_stride(width, /):
+    """Values from one row of activations to the next.
+
+    An odd number of cache lines where they are whole: rows an even number apart would share a part of the L1 sets.
+    """
+    return width + 16 if width % 32 == 0 else width
+
+
 cdef class Program:
     """Operations over named activation buffers, recorded once and run many times.
 
@@ -120,8 +128,7 @@ cdef class Program:
             return name
         index = self._n_bufs
         self._need(index)
-        # an odd number of cache lines: rows an even number of them apart would share a part of the L1 sets
-        stride = width + 16 if width % 32 == 0 else width
+        stride = row_stride(width)
         memory = self._memory(self.max_tokens * max(1, pairs) * stride * 4)
         self._buf[index].data = <float *><size_t>memory.ctypes.data
         self._buf[index].width = width
