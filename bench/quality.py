@@ -37,8 +37,11 @@ from rich.table import Table
 import woolly
 from woolly import hub
 from woolly._kernels import COMPUTES, QUANTIZED_FORMATS
+from woolly.base_logits import rows_of_a_piece
 from woolly.errors import WoollyError
 from woolly.gguf_file import GGUFFile
+from woolly.measuring import ModelDistributions, Quality, as_read, cut_windows, log_softmax
+from woolly.measuring import measure as measure_windows
 from woolly.quantizing import plan_quantization, quantize_file
 from woolly.terminal import escape_controls
 
@@ -58,53 +61,44 @@ PROMPTS = (
 )
 
 
-def log_softmax(logits: np.ndarray) -> np.ndarray:
-    """Logarithms of probabilities, in float64: (n, vocab)."""
-    shifted = logits.astype(np.float64) - logits.max(axis=-1, keepdims=True)
-    return shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+class OracleDistributions:
+    """The oracle's: a `woolly.measuring.Distributions`."""
+
+    least = -np.inf
+
+    def __init__(self, oracle: ReferenceModel, model: woolly.Model, windows: np.ndarray) -> None:
+        self.n_vocab = model.config.vocab_size
+        self._oracle = oracle
+        self._windows = as_read(model.tokenizer, windows)
+
+    def log_probs(self, window: int) -> Iterator[np.ndarray]:
+        """As `Distributions`."""
+        logits = self._oracle.forward(self._windows[window].tolist())[WINDOW // 2 : -1]
+        step = rows_of_a_piece(self.n_vocab)
+        return (log_softmax(logits[first : first + step]) for first in range(0, len(logits), step))
 
 
-def windows_of(model: woolly.Model, text: str) -> tuple[list[int], int | None]:
-    """The text's tokens, and the BOS that each window begins with where the model adds one."""
-    tokenizer = model.tokenizer
-    return tokenizer.encode(text), tokenizer.bos_id if tokenizer.add_bos else None
-
-
-def measure_perplexity(model: woolly.Model, tokens: list[int], bos: int | None, progress: Progress) -> float:
-    """Perplexity of all whole windows."""
-    task = progress.add_task(f"{model.name}: perplexity", total=len(tokens) // WINDOW)
-
-    def forward(window: list[int]) -> np.ndarray:
-        logits = model.forward(window)
-        progress.advance(task)
-        return logits
-
-    return reference.perplexity(forward, tokens, n_ctx=WINDOW, bos=bos)[-1]
+def measure_text(
+    model: woolly.Model, windows: np.ndarray, progress: Progress, what: str, base: OracleDistributions | None = None
+) -> Quality:
+    """The engine on windows of a text, beside the oracle where that is given."""
+    task = progress.add_task(f"{model.name}: {what}", total=len(windows))
+    found = ModelDistributions(model, windows)
+    return measure_windows(found, windows, base=base, on_window=lambda _: progress.advance(task))
 
 
 def measure_divergence(
-    model: woolly.Model, oracle: ReferenceModel, tokens: list[int], bos: int | None, n: int, progress: Progress
+    model: woolly.Model, oracle: ReferenceModel, windows: np.ndarray, progress: Progress
 ) -> dict[str, Any]:
-    """The oracle's distributions against the engine's, and its own perplexity, over the scored half of n windows."""
-    divergence, same, oracle_logits = [], [], []
-    n = min(n, len(tokens) // WINDOW)
-    for i in progress.track(range(n), description=f"{model.name}: divergence"):
-        window = list(tokens[i * WINDOW : (i + 1) * WINDOW])
-        window[0] = window[0] if bos is None else bos
-        ours, theirs = model.forward(window), oracle.forward(window)
-        oracle_logits.append(theirs)
-        p, q = (log_softmax(logits[WINDOW // 2 : -1]) for logits in (theirs, ours))
-        divergence.append((np.exp(p) * (p - q)).sum(axis=-1))
-        same.append(p.argmax(axis=-1) == q.argmax(axis=-1))
-    logits = iter(oracle_logits)
-    scoring = {"n_ctx": WINDOW, "bos": bos, "n_chunks": n}
+    """The oracle's distributions against the engine's, and its own perplexity, over the scored half of windows."""
+    quality = measure_text(model, windows, progress, "divergence", OracleDistributions(oracle, model, windows))
     return {
-        "windows": n,
-        "kl_mean": float(np.mean(divergence)),
-        "kl_max": float(np.max(divergence)),
-        "top1_agreement": float(np.mean(same)),
-        "perplexity": reference.perplexity(model.forward, tokens, **scoring)[-1],
-        "oracle_perplexity": reference.perplexity(lambda _: next(logits), tokens, **scoring)[-1],
+        "windows": len(windows),
+        "kl_mean": float(quality.divergences.mean()),
+        "kl_max": float(quality.divergences.max()),
+        "top1_agreement": float(quality.same_top.mean()),
+        "perplexity": quality.perplexity,
+        "oracle_perplexity": float(np.exp(quality.base_losses.mean())),
     }
 
 
@@ -134,14 +128,15 @@ def measure(name: str, options: argparse.Namespace, progress: Progress) -> dict[
         "name": Path(name).stem,
     }
     with woolly.load_gguf(path, **how) as model:
-        tokens, bos = windows_of(model, Path(options.text).read_text())
+        text = Path(options.text).read_text()
+        windows = cut_windows(model.tokenizer, text, WINDOW)
         result: dict[str, Any] = {"model": model.name, "isa": model.isa, "threads": model.n_threads}
-        result["tokens"] = len(tokens)
-        result["perplexity"] = measure_perplexity(model, tokens, bos, progress)
+        result["tokens"] = len(model.tokenizer.encode(text))
+        result["perplexity"] = measure_text(model, windows, progress, "perplexity").perplexity
         if options.windows or options.greedy:
             oracle = ReferenceModel.from_gguf(path)
             if options.windows:
-                result["oracle"] = measure_divergence(model, oracle, tokens, bos, options.windows, progress)
+                result["oracle"] = measure_divergence(model, oracle, windows[: options.windows], progress)
             if options.greedy:
                 result["greedy"] = measure_greedy(model, oracle, options.greedy, progress)
     return result
@@ -167,9 +162,8 @@ def measure_formats(name: str, options: argparse.Namespace, progress: Progress) 
                 "name": format,
             }
             with woolly.load_gguf(path, **how) as model:
-                tokens, bos = windows_of(model, Path(options.text).read_text())
-                oracle = ReferenceModel.from_gguf(path)
-                found = measure_divergence(model, oracle, tokens, bos, options.windows, progress)
+                windows = cut_windows(model.tokenizer, Path(options.text).read_text(), WINDOW, options.windows)
+                found = measure_divergence(model, ReferenceModel.from_gguf(path), windows, progress)
                 shares = {name: n / plan.n_weights for name, n in n_weights.most_common()}
                 yield {"model": Path(name).stem, "format": format, "isa": model.isa, "weights": shares, **found}
 
@@ -214,15 +208,12 @@ def main() -> None:
     options = parser.parse_args()
     if not Path(options.text).is_file():
         parser.error(f"the text {options.text} is not there: choose another with --text")
-    try:
-        for name in options.models:
-            hub.resolve(name)
-    except (OSError, WoollyError) as error:
-        parser.error(str(error))
     console = Console(stderr=True, width=None if sys.stderr.isatty() else 120)  # a file has no width to fit into
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     results = []
     try:
+        for name in options.models:
+            hub.resolve(name)  # what is not there is told before the first is measured
         with Progress(*columns, console=console, transient=True) as progress:
             for name in options.models:
                 if options.each_format:
@@ -230,7 +221,7 @@ def main() -> None:
                 else:
                     results.append(measure(name, options, progress))
                     show(results[-1], progress.console)
-    except (OSError, woolly.WoollyError) as error:
+    except (OSError, WoollyError) as error:
         parser.exit(1, f"{parser.prog}: error: {escape_controls(str(error))}\n")
     if options.each_format:
         show_formats(results, console)

@@ -120,10 +120,7 @@ def _add_run(commands: Any) -> argparse.ArgumentParser:
     sampling.add_argument("--seed", metavar="S", type=int, help="of the random numbers; default: a new one each time")
 
     engine = parser.add_argument_group("engine")
-    engine.add_argument("--threads", metavar="N", type=_at_least_1, help="default: the cores that may be used")
-    engine.add_argument(
-        "--compute", choices=COMPUTES, default="exact", help="int8, bf16: faster prefill that rounds activations"
-    )
+    _add_computing(engine)
     engine.add_argument("--ctx", metavar="N", type=_at_least_1, help="context in tokens; default: the model's choice")
     engine.add_argument("--quantize", metavar="TYPE", help="of a model in floats: quantise it while loading, to q8_0 …")
 
@@ -261,11 +258,16 @@ def _add_measuring(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("-f", "--file", dest="text", metavar="TEXT", required=True, help="a text in UTF-8")
     parser.add_argument("--ctx", metavar="N", type=_at_least_1, default=512, help="tokens of a window; default: 512")
     parser.add_argument("--chunks", metavar="N", type=_at_least_1, help="windows at most; default: the whole text")
+    _add_computing(parser)
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def _add_computing(parser: Any) -> None:
+    """How a model is computed: options of a parser or of a group of it."""
     parser.add_argument("--threads", metavar="N", type=_at_least_1, help="default: the cores that may be used")
     parser.add_argument(
         "--compute", choices=COMPUTES, default="exact", help="int8, bf16: faster prefill that rounds activations"
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
 def _add_writing(parser: argparse.ArgumentParser) -> None:

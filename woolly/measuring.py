@@ -50,9 +50,7 @@ class ModelDistributions:
     def __init__(self, model: Model, windows: NDArray[np.int32]) -> None:
         self.n_vocab = model.config.vocab_size
         self._engine = model.engine
-        self._windows = windows.copy()
-        if model.tokenizer.add_bos:
-            self._windows[:, 0] = model.tokenizer.bos_id
+        self._windows = as_read(model.tokenizer, windows)
 
     def log_probs(self, window: int) -> Iterator[NDArray[np.float64]]:
         """As `Distributions`; logits are computed for the scored positions alone."""
@@ -138,6 +136,14 @@ def cut_windows(tokenizer: Tokenizer, text: str, n_ctx: int, n_windows: int | No
         raise WoollyError(f"the text has {len(tokens)} tokens, and one window takes {n_ctx}: a longer text is needed")
     n = n if n_windows is None else min(n, n_windows)
     return tokens[: n * n_ctx].reshape(n, n_ctx)
+
+
+def as_read(tokenizer: Tokenizer, windows: NDArray[np.int32]) -> NDArray[np.int32]:
+    """Windows as a model reads them: with BOS in the first place where it adds one."""
+    windows = windows.copy()
+    if tokenizer.add_bos:
+        windows[:, 0] = tokenizer.bos_id
+    return windows
 
 
 def measure(

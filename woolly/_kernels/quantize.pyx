@@ -11,14 +11,16 @@ from libc.stdint cimport int64_t, uint8_t
 from woolly._kernels.threads import check_threads
 from woolly.errors import UnsupportedFormatError
 
+ctypedef void (*rows_fn)(const float *x, int64_t n_blocks, uint8_t *out) noexcept nogil
+
 cdef extern from "quantizers.h" nogil:
     ctypedef struct woolly_quantizer:
         const char *name
         int block_size
         int block_bytes
         float most
-        void (*rows)(const float *x, int64_t n_blocks, uint8_t *out) noexcept nogil
-        void (*searched_rows)(const float *x, int64_t n_blocks, uint8_t *out) noexcept nogil
+        rows_fn rows
+        rows_fn searched_rows
 
     const woolly_quantizer *WOOLLY_QUANTIZERS
     enum:
@@ -78,7 +80,7 @@ def quantize_rows(const float[:, ::1] x not None, format, /, *, searched=False, 
             f"quantize_rows: cannot make {format!r}; formats that can be: {', '.join(QUANTIZED_FORMATS)}"
         )
     cdef const woolly_quantizer *quantizer = &WOOLLY_QUANTIZERS[<int>_INDEX[format]]
-    cdef bint is_searched = searched and quantizer.searched_rows is not NULL
+    cdef rows_fn rows = quantizer.searched_rows if searched and quantizer.searched_rows != NULL else quantizer.rows
     if x.shape[1] % quantizer.block_size:
         raise ValueError(
             f"quantize_rows: {format} wants a multiple of {quantizer.block_size} columns, got {x.shape[1]}"
@@ -96,7 +98,7 @@ def quantize_rows(const float[:, ::1] x not None, format, /, *, searched=False, 
     cdef int64_t[::1] unfit_view = unfit
     cdef int64_t *places = &unfit_view[0]
     for task in prange(n_tasks, nogil=True, num_threads=threads, schedule="dynamic"):
-        places[task] = quantize_task(quantizer, is_searched, weights, n_weights, task, bytes)
+        places[task] = quantize_task(quantizer, rows, weights, n_weights, task, bytes)
     first = int(unfit.min())
     if first < n_weights:
         row, column = divmod(first, x.shape[1])
@@ -106,17 +108,13 @@ def quantize_rows(const float[:, ::1] x not None, format, /, *, searched=False, 
     return out
 
 
-cdef int64_t quantize_task(const woolly_quantizer *quantizer, bint is_searched, const float *x, int64_t n,
-                           int64_t task, uint8_t *out) noexcept nogil:
+cdef int64_t quantize_task(const woolly_quantizer *quantizer, rows_fn rows, const float *x, int64_t n, int64_t task,
+                           uint8_t *out) noexcept nogil:
     """Quantise one task's blocks; return the place of a weight that the format does not hold, or n."""
     cdef int64_t begin = task * WEIGHTS_A_TASK, end = min(n, begin + WEIGHTS_A_TASK)
     cdef int64_t place = find_unfit(x + begin, end - begin, quantizer.most)
     if place < end - begin:
         return begin + place
-    cdef int64_t n_blocks = (end - begin) // quantizer.block_size
-    out += begin // quantizer.block_size * quantizer.block_bytes
-    if is_searched:
-        quantizer.searched_rows(x + begin, n_blocks, out)
-    else:
-        quantizer.rows(x + begin, n_blocks, out)
+    rows(x + begin, (end - begin) // quantizer.block_size,
+         out + begin // quantizer.block_size * quantizer.block_bytes)
     return n

@@ -157,8 +157,8 @@ def _add_model_mode(mode: argparse.ArgumentParser) -> None:
     mode.add_argument(
         "--sustained", metavar="N", type=_natural, default=64, help="tokens in a row; default: 64, 0: none"
     )
-    text = "run K layers and project the rest: for a model that memory does not hold"
     mode.add_argument("--compute", choices=COMPUTES, default="exact", help="of matmuls; default: exact")
+    text = "run K layers and project the rest: for a model that memory does not hold"
     mode.add_argument("--measure-layers", metavar="K", type=_positive, help=text)
 
 
