@@ -23,6 +23,7 @@ SHIM = r"""
 #include <stddef.h>
 #include <sys/mman.h>
 #include <sys/types.h>
+#include <sys/uio.h>
 
 extern void *__libc_malloc(size_t), *__libc_calloc(size_t, size_t), *__libc_realloc(void *, size_t);
 extern void *__libc_memalign(size_t, size_t);
@@ -60,6 +61,20 @@ ssize_t read(int fd, void *p, size_t n) {
     if (!real) real = (ssize_t (*)(int, void *, size_t))dlsym(RTLD_NEXT, "read");
     return real(fd, p, n);
 }
+ssize_t pread(int fd, void *p, size_t n, off_t at) {
+    static ssize_t (*real)(int, void *, size_t, off_t);
+    if (least && fails_as(READ)) { errno = EIO; return -1; }
+    if (!real) real = (ssize_t (*)(int, void *, size_t, off_t))dlsym(RTLD_NEXT, "pread");
+    return real(fd, p, n, at);
+}
+ssize_t pread64(int fd, void *p, size_t n, off_t at) { return pread(fd, p, n, at); }
+ssize_t preadv(int fd, const struct iovec *to, int n, off_t at) {
+    static ssize_t (*real)(int, const struct iovec *, int, off_t);
+    if (least && fails_as(READ)) { errno = EIO; return -1; }
+    if (!real) real = (ssize_t (*)(int, const struct iovec *, int, off_t))dlsym(RTLD_NEXT, "preadv");
+    return real(fd, to, n, at);
+}
+ssize_t preadv64(int fd, const struct iovec *to, int n, off_t at) { return preadv(fd, to, n, at); }
 """
 
 SCRIPT = """

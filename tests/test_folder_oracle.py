@@ -78,7 +78,7 @@ def test_logits_are_those_of_transformers(tmp_path: Path, name: str) -> None:
     with ModelFolder.open(tmp_path) as folder:
         arch = folder.metadata["general.architecture"]
         assert arch == RECIPES[f"{model}ForCausalLM"].arch
-        assert all(folder.tensor_bytes(tensor).size == info.n_bytes for tensor, info in folder.tensors.items())
+        assert all(folder.bytes_of(tensor).read().size == info.n_bytes for tensor, info in folder.tensors.items())
     with torch.no_grad():
         expected = oracle(torch.tensor([TOKENS])).logits[0].numpy()
     with load_folder(tmp_path, cache_dtype="f32", n_threads=1) as ours:

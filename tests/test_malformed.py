@@ -8,11 +8,13 @@ second of CPU, by an error of ours that names what is wrong; what is not refused
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import re
 import struct
 import subprocess
 import sys
+import threading
 import time
 import tracemalloc
 from collections.abc import Callable
@@ -38,7 +40,6 @@ from gguf_builder import (
     u32,
     u64,
 )
-from numpy.typing import NDArray
 
 import woolly
 from woolly.errors import (
@@ -51,6 +52,7 @@ from woolly.errors import (
 )
 from woolly.gguf_file import GGUFFile
 from woolly.models import ARCHITECTURES, gguf_config
+from woolly.stored_file import StoredFile
 
 ESC = "\x1b[31m"
 # A message without a byte's number: of what is not there, has no place, or is told by a token's id or a tensor's name
@@ -440,41 +442,67 @@ def test_a_model_needs_its_file_no_more(tmp_path: Path) -> None:
         assert model.forward([1, 4, 5]).tobytes() == expected
 
 
+def at_read(monkeypatch: pytest.MonkeyPatch, change: Callable[[], object], number: int) -> Callable[[], int]:
+    """Have something happen between the file's opening and its read of that number; returned is a count of reads."""
+    reading, n_reads = StoredFile.reading, itertools.count(1)
+
+    def changed(file: StoredFile) -> contextlib.AbstractContextManager[object]:
+        if next(n_reads) == number:
+            change()
+        return reading(file)
+
+    monkeypatch.setattr(StoredFile, "reading", changed)
+    return lambda: next(n_reads) - 1
+
+
 @pytest.mark.parametrize("n_left", [0, 1, 4096])
-def test_a_file_that_is_shortened_while_it_is_loaded_is_refused(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n_left: int
-) -> None:
-    """At each tensor: what comes is an error, and not SIGBUS."""
+def test_a_file_that_is_shortened_while_it_is_loaded_is_refused(tmp_path: Path, n_left: int) -> None:
+    """At each read: what comes is an error, and not SIGBUS."""
     path, data = tmp_path / "model.gguf", ModelParts(hidden=128, matrix_type=F32).build()
-    tensor_bytes, n_read, at = GGUFFile.tensor_bytes, [0], [0]
-
-    def shortened(file: GGUFFile, name: str) -> NDArray[np.uint8]:
-        n_read[0] += 1
-        if n_read[0] == at[0]:
-            os.truncate(path, n_left)
-        return tensor_bytes(file, name)
-
-    monkeypatch.setattr(GGUFFile, "tensor_bytes", shortened)
-    for at[0] in range(1, 100):
+    for number in range(1, 100):
         path.write_bytes(data)
-        n_read[0] = 0
+        with pytest.MonkeyPatch.context() as patch:
+            n_reads = at_read(patch, lambda: os.truncate(path, n_left), number)
+            try:
+                woolly.load_gguf(path, n_threads=1).close()
+            except GGUFError as error:
+                assert f"the file was shortened while it was open, to {n_left} bytes" in str(error)  # noqa: PT017
+            else:
+                break
+    assert number == n_reads() + 1 > 8  # it was read so many times, and once more it was not
+
+
+@pytest.mark.parametrize("n_threads", [1, 2])
+def test_a_file_may_be_shortened_at_any_moment(tmp_path: Path, n_threads: int) -> None:
+    """While another thread cuts it off, sooner or later: it loads, or is refused."""
+    path = tmp_path / "model.gguf"
+    data = ModelParts(hidden=512, matrix_type=F32).build()
+    path.write_bytes(data)
+    started = time.perf_counter()
+    woolly.load_gguf(path, n_threads=n_threads).close()
+    seconds = time.perf_counter() - started
+    n_refused = 0
+    for delay in np.linspace(0, seconds, 20):
+        path.write_bytes(data)
+        cutting = threading.Timer(delay, os.truncate, (path, len(data) // 2))
+        cutting.start()
         try:
-            woolly.load_gguf(path, n_threads=1).close()
+            woolly.load_gguf(path, n_threads=n_threads).close()
         except GGUFError as error:
-            assert f"the file was shortened while it was open, to {n_left} bytes" in str(error)  # noqa: PT017
-        else:
-            break
-    assert at[0] == n_read[0] + 1 > 8  # that many tensors were read, and one more than that was not
+            n_refused += 1
+            assert re.search("the file was shortened while it was open|end past the file's", str(error))  # noqa: PT017
+        finally:
+            cutting.join()
+    assert n_refused > 0
 
 
 @pytest.mark.parametrize("name", ["overwritten", "replaced", "removed"])
-def test_a_file_that_changes_while_it_is_loaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    """At each tensor: a model of other weights, or the same; numbers that are none are refused when they come up."""
+def test_a_file_that_changes_while_it_is_loaded(tmp_path: Path, name: str) -> None:
+    """At each read: a model of other weights, or the same; numbers that are none are refused when they come up."""
     path, data = tmp_path / "model.gguf", ModelParts().build()
     path.write_bytes(data)
     with woolly.load_gguf(path, n_threads=1) as model:
         expected = model.forward([1, 4, 5]).tobytes()
-    tensor_bytes, n_read, at = GGUFFile.tensor_bytes, [0], [0]
 
     def change() -> None:
         if name == "overwritten":
@@ -486,22 +514,16 @@ def test_a_file_that_changes_while_it_is_loaded(tmp_path: Path, monkeypatch: pyt
         else:
             path.unlink()
 
-    def changed(file: GGUFFile, tensor: str) -> NDArray[np.uint8]:
-        n_read[0] += 1
-        if n_read[0] == at[0]:
-            change()
-        return tensor_bytes(file, tensor)
-
-    monkeypatch.setattr(GGUFFile, "tensor_bytes", changed)
-    for at[0] in range(1, 10):
+    for number in range(2, 12):  # the first reads the header
         path.write_bytes(data)
-        n_read[0] = 0
-        with woolly.load_gguf(path, n_threads=1) as model:
-            if name != "overwritten":
-                assert model.forward([1, 4, 5]).tobytes() == expected
-            else:
-                with contextlib.suppress(NonFiniteError):
-                    assert 0 <= model.generate([1, 4, 5], max_tokens=1).tokens[0] < 12
+        with pytest.MonkeyPatch.context() as patch:
+            at_read(patch, change, number)
+            with woolly.load_gguf(path, n_threads=1) as model:
+                if name != "overwritten":
+                    assert model.forward([1, 4, 5]).tobytes() == expected
+                else:
+                    with contextlib.suppress(NonFiniteError):
+                        assert 0 <= model.generate([1, 4, 5], max_tokens=1).tokens[0] < 12
 
 
 def test_a_part_of_a_split_model_is_refused(load: Callable[..., woolly.Model]) -> None:

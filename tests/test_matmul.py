@@ -8,8 +8,10 @@ compute="int8" the activations' scale is no power of two, and rounds once more.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -149,6 +151,39 @@ def test_packing_in_pieces_is_packing_the_whole(name: str) -> None:
     for first, end in ((16, 48), (48, 51), (0, 16), (16, 16)):
         pieces.pack(raw[first:end], first=first, n_threads=2)
     assert pieces.data.tobytes() == whole.data.tobytes()
+
+
+@each_format
+def test_packing_from_a_file_is_packing_its_rows(name: str, tmp_path: Path) -> None:
+    block_size = sts.block_shape(name)[0]
+    n_blocks = -(-20_000 // block_size)  # 16 rows are more than what is read at once, or less: by the format
+    raw = sts.random_raw(7, name, 51, n_blocks)
+    (tmp_path / "rows").write_bytes(b"before" + raw.tobytes() + b"after")
+    read, pieces = (PackedMatrix(51, n_blocks * block_size, name) for _ in range(2))
+    with (tmp_path / "rows").open("rb") as file:
+        read.pack_file(file, 6, n_threads=3)
+        for first, end in ((32, 51), (0, 32), (16, 16)):
+            pieces.pack_file(file, 6 + first * raw.shape[1], first=first, n_rows=end - first, n_threads=1)
+        assert file.tell() == 0
+    expected = pack(name, raw).data.tobytes()
+    assert read.data.tobytes() == expected
+    assert pieces.data.tobytes() == expected
+
+
+def test_a_file_that_cannot_be_packed_is_refused(tmp_path: Path) -> None:
+    matrix = PackedMatrix(51, 32, "q8_0")
+    (tmp_path / "rows").write_bytes(bytes(51 * 34))
+    with (tmp_path / "rows").open("rb") as file:
+        for n_threads in (1, 2):
+            with pytest.raises(EOFError):
+                matrix.pack_file(file, 1, n_threads=n_threads)
+        with pytest.raises(ValueError, match="whole groups of 16 of the 51 rows, got 3 from 32 on"):
+            matrix.pack_file(file, 0, first=32, n_rows=3)
+    with (tmp_path / "rows").open("r+b") as file, (tmp_path / "other").open("wb") as unreadable:
+        with pytest.raises(OSError, match="the rows cannot be read") as error:
+            matrix.pack_file(unreadable, 0)
+        assert error.value.errno == errno.EBADF
+        assert matrix.pack_file(file, 0).unpack().tobytes() == bytes(51 * 34)
 
 
 @pytest.mark.parametrize(("first", "n"), [(-16, 16), (8, 16), (0, 15), (32, 8), (48, 16), (16, 51)])

@@ -80,12 +80,11 @@ def test_dequantize(tmp_path: Path, dtype: str, source: str) -> None:
         for tensor in gguf.GGUFReader(path).tensors:
             values = gguf.quants.dequantize(tensor.data, tensor.tensor_type).reshape(tensor.shape[::-1])
             name = "f32" if values.ndim == 1 else dtype
-            found = ours.tensor_bytes(tensor.name)
+            found = ours.bytes_of(tensor.name).read()
             assert ours.tensors[tensor.name].format.name == name
             assert ours.tensors[tensor.name].shape == values.shape
             expected = gguf.quants.quantize(values.astype(np.float32), gguf.GGMLQuantizationType[name.upper()])
             assert found.tobytes() == expected.tobytes(), tensor.name
-            ours.release(tensor.name)
     assert len(logits(out)) == 4 * 321 * len(TOKENS)
     run("convert", out, tmp_path / "back.gguf")
     assert logits(tmp_path / "back.gguf") == logits(out)

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from woolly.errors import WoollyError
-from woolly.mapped_file import Closing, MappedFile
+from woolly.stored_file import Closing, StoredFile
 
 MAGIC = b"_logits_"
 _SIZES = struct.Struct("<Iii")
@@ -76,9 +76,9 @@ class BaseLogits(Closing):
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = os.fspath(path)
-        self._file = MappedFile(self.path, format="base logits", first_field="magic at byte 0", error=WoollyError)
+        self._file = StoredFile(self.path, format="base logits", first_field="magic at byte 0", error=WoollyError)
         n_ctx, self.n_vocab, n_windows = self._read_sizes()
-        tokens = self._file.view(_HEADER_BYTES, 4 * n_windows * n_ctx).view("<i4")
+        tokens = self._file.read(_HEADER_BYTES, 4 * n_windows * n_ctx).view("<i4")
         self.windows: NDArray[np.int32] = tokens.reshape(n_windows, n_ctx).astype(np.int32)
         if self.windows.min() < 0 or self.windows.max() >= self.n_vocab:
             raise WoollyError(f"{self.path!r}: a token is outside the vocabulary of {self.n_vocab}")
@@ -91,9 +91,8 @@ class BaseLogits(Closing):
         step = rows_of_a_piece(self.n_vocab)
         for first in range(0, n_rows, step):
             n = min(step, n_rows - first)
-            raw = self._file.view(start + 2 * first * width, 2 * n * width).view("<u2").reshape(n, width)
+            raw = self._file.read(start + 2 * first * width, 2 * n * width).view("<u2").reshape(n, width)
             yield self._decoded(raw)
-            self._file.release(start + 2 * first * width, 2 * n * width)
 
     def close(self) -> None:
         """Let go of the file."""
@@ -108,7 +107,7 @@ class BaseLogits(Closing):
 
     def _read_sizes(self) -> tuple[int, int, int]:
         n_bytes = self._file.n_bytes
-        head = self._file.view(0, min(n_bytes, _HEADER_BYTES)).tobytes()
+        head = self._file.read(0, min(n_bytes, _HEADER_BYTES)).tobytes()
         if not head.startswith(MAGIC):
             raise WoollyError(f"{self.path!r}: magic at byte 0: expected {MAGIC!r}, found {head[:8]!r}")
         if len(head) < _HEADER_BYTES:

@@ -10,11 +10,9 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
 from woolly.gguf_file import TensorInfo
 from woolly.metadata import Metadata
+from woolly.stored_file import ByteSource
 
 
 class Checkpoint(Protocol):
@@ -37,14 +35,11 @@ class Checkpoint(Protocol):
     @property
     def tensors(self) -> Mapping[str, TensorInfo]: ...
 
-    def tensor_bytes(self, name: str) -> NDArray[np.uint8]:
-        """The bytes of a tensor as GGUF has them: uint8, (n_bytes,), a view of the mapped file where it can be."""
-
-    def release(self, name: str) -> None:
-        """Let the pages behind a tensor leave the process's memory."""
+    def bytes_of(self, name: str) -> ByteSource:
+        """The bytes of a tensor as GGUF has them: a `FileRange` where a file has them so."""
 
     def close(self) -> None:
-        """Let go of the mapped files."""
+        """Let go of the files."""
 
     def __enter__(self) -> Checkpoint: ...
 

@@ -1,4 +1,4 @@
-"""A GGUF file, validated, as metadata and views of its mapped tensors.
+"""A GGUF file, validated, as metadata and the places of its tensors.
 
 Owns the container: magic, counts, key-value pairs, tensor places. A file is untrusted: whatever its bytes are, opening
 it either succeeds or raises `GGUFError` with the field, its byte offset and the value found, and what has been opened
@@ -29,8 +29,8 @@ from numpy.typing import NDArray
 from woolly._kernels.scan import scan_strings
 from woolly.errors import GGUFError, UnsupportedFormatError
 from woolly.formats import Format, format_of_ggml_type
-from woolly.mapped_file import Closing, MappedFile, aligned
 from woolly.metadata import Entry, Metadata, StringArray, show
+from woolly.stored_file import Closing, FileRange, StoredFile, aligned
 
 # Limits. Each is far above what real models need (the largest vocabularies make a header of 15 MB; a model with every
 # expert as a tensor of its own has some ten thousand) and low enough that refusing a hostile file stays cheap.
@@ -53,6 +53,7 @@ _U32, _U64 = struct.Struct("<I"), struct.Struct("<Q")
 # What follows a tensor's n_dims: the dimensions, the type, the offset.
 _TENSOR_PLACE = {n_dims: struct.Struct(f"<{n_dims}QIQ") for n_dims in range(1, MAX_DIMS + 1)}
 _UINT32, _BOOL, _STRING, _ARRAY = 4, 7, 8, 9
+_LEAST_READ = 256 << 10  # bytes of a file's beginning that are read at once
 
 
 class _ScalarType(NamedTuple):
@@ -105,14 +106,25 @@ class TensorInfo:
 
 
 class _Cursor:
-    """Reads the header front to back; every read is checked against the file's end before it happens."""
+    """Reads the header front to back; every read is checked against the file's end before it happens.
 
-    def __init__(self, path: str, data: NDArray[np.uint8]) -> None:
-        self.path = path
-        self.file_size = len(data)
-        self.bytes = data[:MAX_HEADER_BYTES]
-        self.view = memoryview(self.bytes)
+    Attributes
+    ----------
+    path : str
+    file_size : int
+    bytes : uint8, (at most MAX_HEADER_BYTES,)
+        As much of the file as its header may take. Those that were not read yet are undefined, and take no memory.
+    pos : int
+    """
+
+    def __init__(self, file: StoredFile) -> None:
+        self.path = file.path
+        self.file_size = file.n_bytes
+        self.bytes = np.empty(min(file.n_bytes, MAX_HEADER_BYTES), np.uint8)
         self.pos = 0
+        self._view = memoryview(self.bytes)
+        self._file = file
+        self._n_read = 0
 
     @property
     def left(self) -> int:
@@ -129,12 +141,24 @@ class _Cursor:
             end = f"a header may take {MAX_HEADER_BYTES} bytes"
         self.fail(field, offset, f"{problem}, {end}")
 
+    def take(self, n_bytes: int) -> memoryview:
+        """Step over bytes, of which at least so many are left, and return them."""
+        self.pos += n_bytes
+        if self.pos > self._n_read:
+            self._read_to(self.pos)
+        return self._view[self.pos - n_bytes : self.pos]
+
+    def _read_to(self, end: int) -> None:
+        """Read on, at least to `end`: in pieces that double, as nobody knows where the header ends."""
+        end = min(max(end, 2 * self._n_read, _LEAST_READ), len(self.bytes))
+        self._file.read_into(self.bytes[self._n_read : end], self._n_read)
+        self._n_read = end
+
     def numbers(self, reader: struct.Struct, field: str) -> tuple[Any, ...]:
         """Read the numbers that `reader` describes."""
         if reader.size > self.left:
             self.fail_at_end(field, self.pos, f"needs {reader.size} bytes")
-        self.pos += reader.size
-        return reader.unpack_from(self.view, self.pos - reader.size)
+        return reader.unpack(self.take(reader.size))
 
     def number(self, reader: struct.Struct, field: str) -> Any:
         """Read one number."""
@@ -153,8 +177,7 @@ class _Cursor:
     def string_bytes(self, field: str, *, limit: int) -> bytes:
         """Read a length and that many bytes."""
         length = self.count(f"length of {field}", limit=limit, entry_bytes=1)
-        self.pos += length
-        return bytes(self.view[self.pos - length : self.pos])
+        return bytes(self.take(length))
 
     def name(self, field: str) -> str:
         """Read a key or a tensor's name: UTF-8, not empty."""
@@ -166,6 +189,19 @@ class _Cursor:
             return raw.decode("utf-8")
         except UnicodeDecodeError as error:
             self.fail(field, offset, f"{show(raw)} is not UTF-8: byte {raw[error.start]:#04x} at {error.start}")
+
+    def strings(self, count: int, field: str) -> StringArray:
+        """Find that many strings, each a length and its bytes, without decoding them."""
+        start = self.pos
+        while True:
+            try:
+                starts, lengths, self.pos = scan_strings(self.bytes[: self._n_read], start, count)
+            except ValueError as error:
+                if self._n_read == len(self.bytes):
+                    self.fail_at_end(field, start, str(error))
+                self._read_to(self._n_read + 1)
+            else:
+                return StringArray(self.bytes, starts, lengths)
 
 
 class GGUFFile(Closing):
@@ -184,56 +220,65 @@ class GGUFFile(Closing):
 
     Notes
     -----
-    Reading from several threads at once is safe. The file is mapped, not copied: writers should replace files by
-    renaming, see `MappedFile`. A loaded model needs no file any more.
+    Reading from several threads at once is safe. Tensors are read when they are asked for: writers should replace files
+    by renaming. A loaded model needs no file any more.
     """
 
-    def __init__(self, mapped: MappedFile, version: int, metadata: Metadata, tensors: dict[str, TensorInfo]) -> None:
-        self.path = mapped.path
+    def __init__(self, stored: StoredFile, version: int, metadata: Metadata, tensors: dict[str, TensorInfo]) -> None:
+        self.path = stored.path
         self.version = version
         self.metadata = metadata
         self.tensors = tensors
         self.alignment: int = metadata.get("general.alignment", DEFAULT_ALIGNMENT)
-        self._mapped = mapped
+        self._stored = stored
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> GGUFFile:
-        """Map a file and check everything about it but the tensors' contents.
+        """Open a file and check everything about it but the tensors' contents.
 
         Raises
         ------
         GGUFError
             If the file is not well formed, or is no regular file.
         OSError
-            If the system cannot open or map it: `FileNotFoundError`, `PermissionError` and so on.
+            If the system cannot open or read it: `FileNotFoundError`, `PermissionError` and so on.
 
         Notes
         -----
         Strings that are values, not names, are decoded with U+FFFD for what is not UTF-8, for vocabularies may hold
         odd bytes. Tensors may stand in any order and leave gaps, but not overlap.
         """
-        path = os.fsdecode(path)
-        mapped = MappedFile(path, format="GGUF", first_field="magic at byte 0", error=GGUFError)
-        cursor = _Cursor(path, mapped.view(0, mapped.n_bytes))
+        stored = StoredFile(os.fsdecode(path), format="GGUF", first_field="magic at byte 0", error=GGUFError)
+        cursor = _Cursor(stored)
         version = _read_version(cursor)
         n_tensors = cursor.count("number of tensors", limit=MAX_TENSORS, entry_bytes=_MIN_TENSOR_BYTES)
         n_keys = cursor.count("number of keys", limit=MAX_KEYS, entry_bytes=_MIN_KEY_BYTES)
         metadata = _read_metadata(cursor, n_keys)
         tensors = _read_tensors(cursor, n_tensors, metadata.get("general.alignment", DEFAULT_ALIGNMENT))
-        return cls(mapped, version, metadata, tensors)
+        return cls(stored, version, metadata, tensors)
 
     @property
     def n_bytes(self) -> int:
         """Bytes of the whole file."""
-        return self._mapped.n_bytes
+        return self._stored.n_bytes
+
+    def bytes_of(self, name: str) -> FileRange:
+        """Return the bytes of a tensor, to be read whole or in pieces.
+
+        Raises
+        ------
+        KeyError
+            If the file has no tensor of this name.
+        """
+        info = self.tensors[name]
+        return FileRange(self._stored, info.offset, info.n_bytes)
 
     def tensor_bytes(self, name: str) -> NDArray[np.uint8]:
-        """Return the bytes of a tensor as a read-only view of the mapped file.
+        """Read the bytes of a tensor.
 
         Returns
         -------
         uint8, (n_bytes,)
-            Stays valid after `close`; the file stays mapped for as long as a view of it lives.
 
         Raises
         ------
@@ -243,21 +288,14 @@ class GGUFFile(Closing):
             If the file is closed.
         GGUFError
             If the file has been shortened since it was opened.
+        OSError
+            If the system cannot read it.
         """
-        info = self.tensors[name]
-        return self._mapped.view(info.offset, info.n_bytes)
-
-    def release(self, name: str) -> None:
-        """Tell the system that the pages of a tensor are not needed soon, so that they leave the process's memory.
-
-        Reading the tensor again brings them back. Pages shared with a neighbouring tensor stay.
-        """
-        info = self.tensors[name]
-        self._mapped.release(info.offset, info.n_bytes)
+        return self.bytes_of(name).read()
 
     def close(self) -> None:
-        """Let go of the mapping; it is undone when the last view of a tensor or string array is gone."""
-        self._mapped.close()
+        """Let go of the file; what has been read stays valid."""
+        self._stored.close()
 
     def __repr__(self) -> str:
         return f"<GGUFFile {self.path!r}: {len(self.metadata)} keys, {len(self.tensors)} tensors>"
@@ -265,10 +303,9 @@ class GGUFFile(Closing):
 
 def _read_version(cursor: _Cursor) -> int:
     """Check the magic bytes, and return the version."""
-    magic = bytes(cursor.view[:4])
+    magic = bytes(cursor.take(min(4, cursor.left)))
     if magic != b"GGUF":
         cursor.fail("magic", 0, f"expected b'GGUF', found {show(magic)}: not a GGUF file")
-    cursor.pos = 4
     version: int = cursor.number(_U32, "version")
     if version in (1 << 24, 2 << 24, 3 << 24):
         cursor.fail("version", 4, f"{version:#010x} belongs to a big-endian file, only little-endian ones are read")
@@ -325,27 +362,19 @@ def _read_array(cursor: _Cursor, field: str) -> tuple[StringArray | NDArray[Any]
         cursor.fail(f"element type of {field}", offset, f"value type {element_type} is unknown")
     length = cursor.count(f"length of {field}", limit=MAX_HEADER_BYTES, entry_bytes=scalar.dtype.itemsize)
     start = cursor.pos
-    cursor.pos += length * scalar.dtype.itemsize
     # A copy, because an array may stand at an odd address in the file.
-    array = cursor.bytes[start : cursor.pos].copy().view(scalar.dtype)
+    array = np.frombuffer(bytes(cursor.take(length * scalar.dtype.itemsize)), scalar.dtype)
     if element_type == _BOOL:
         if length and array.max() > 1:
             index = int(np.argmax(array > 1))
             cursor.fail(field, start + index, f"expected the byte 0 or 1 for a bool, found {array[index]}")
         array = array.view(np.bool_)
-    array.flags.writeable = False
     return array, f"array of {scalar.name}"
 
 
 def _read_string_array(cursor: _Cursor, field: str) -> StringArray:
     """Read an array of strings without decoding them."""
-    length = cursor.count(f"length of {field}", limit=MAX_HEADER_BYTES, entry_bytes=8)
-    start = cursor.pos
-    try:
-        starts, lengths, cursor.pos = scan_strings(cursor.bytes, start, length)
-    except ValueError as error:
-        cursor.fail_at_end(field, start, str(error))
-    return StringArray(cursor.bytes, starts, lengths)
+    return cursor.strings(cursor.count(f"length of {field}", limit=MAX_HEADER_BYTES, entry_bytes=8), field)
 
 
 def _check_alignment(cursor: _Cursor, offset: int, type_id: int, type_name: str, value: Any) -> None:

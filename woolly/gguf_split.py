@@ -11,11 +11,9 @@ import os
 import re
 from contextlib import ExitStack
 
-import numpy as np
-from numpy.typing import NDArray
-
 from woolly.errors import GGUFError
 from woolly.gguf_file import GGUFFile, TensorInfo
+from woolly.stored_file import FileRange
 
 _PART_NAME = re.compile(r"(?P<stem>.*)-(?P<part>\d{5})-of-(?P<count>\d{5})\.gguf", re.DOTALL)
 
@@ -68,16 +66,12 @@ class SplitGGUFFile(GGUFFile):
         """Bytes of all parts."""
         return sum(part.n_bytes for part in self.parts)
 
-    def tensor_bytes(self, name: str) -> NDArray[np.uint8]:
-        """As `GGUFFile.tensor_bytes`, from the part that holds it."""
-        return self._part_of[name].tensor_bytes(name)
-
-    def release(self, name: str) -> None:
-        """As `GGUFFile.release`."""
-        self._part_of[name].release(name)
+    def bytes_of(self, name: str) -> FileRange:
+        """As `GGUFFile.bytes_of`, from the part that holds it."""
+        return self._part_of[name].bytes_of(name)
 
     def close(self) -> None:
-        """Let go of all parts' mappings."""
+        """Let go of all parts."""
         for part in self.parts:
             part.close()
 

@@ -117,7 +117,7 @@ def load_folder(
 
     Notes
     -----
-    The files are mapped; tensors are packed from the map one by one, and its pages are released behind them.
+    Tensors are packed one by one as they are read; nothing refers to the files afterwards.
     """
     started = time.perf_counter()
     with open_checkpoint(path) as checkpoint:

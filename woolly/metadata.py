@@ -28,14 +28,10 @@ def show(value: object) -> str:
 
 
 class StringArray(Sequence[str]):
-    """The strings of a metadata array, decoded from the mapped file when they are asked for.
+    """The strings of a metadata array, decoded from the header when they are asked for.
 
     Indexing and iteration give ``str``, slices give ``list[str]``; `tolist` decodes all at once, and fast. Bytes that
     are not UTF-8 become U+FFFD; `raw` returns them as they are.
-
-    Notes
-    -----
-    The file stays mapped for as long as the array lives, also after `GGUFFile.close`.
     """
 
     __slots__ = ("_bytes", "_lengths", "_starts")
@@ -47,7 +43,7 @@ class StringArray(Sequence[str]):
 
     @classmethod
     def from_strings(cls, strings: Iterable[str]) -> StringArray:
-        """The same array of strings that do not come from a mapped file; lone surrogates become ?."""
+        """The same array of strings that do not come from a GGUF file; lone surrogates become ?."""
         encoded = [string.encode("utf-8", "replace") for string in strings]
         lengths = np.array([len(string) for string in encoded], np.int64)
         return cls(np.frombuffer(b"".join(encoded) + b"\0", np.uint8), np.cumsum(lengths) - lengths, lengths)

@@ -23,8 +23,8 @@ from woolly.atomic import replacing, reserve
 from woolly.errors import UnsupportedFormatError, WoollyError
 from woolly.formats import FLOATS, Format
 from woolly.gguf_file import GGUFFile, TensorInfo
-from woolly.mapped_file import aligned
 from woolly.mixes import Mix, plan_formats, resolve_mix
+from woolly.stored_file import ByteSource, aligned
 
 CHUNK_VALUES = 1 << 20  # 4 MB as float32: a few times a core's L2, and little to hold for each thread
 CHUNK_OF_ALL_THREADS = 1 << 24  # 64 MB
@@ -175,7 +175,6 @@ def quantize_file(
                 out.write(blocks)
                 on_progress(tensor, n_bytes)
             _pad(out, file.alignment)
-            file.release(tensor.source.name)
 
 
 def _check_source(path: str, tensor: TensorPlan, allow_requantize: bool) -> None:
@@ -196,17 +195,21 @@ def _converted(
 ) -> Iterator[tuple[NDArray[np.uint8], int]]:
     """A tensor's bytes in its new format, chunk by chunk, with how many bytes of the source each was."""
     source = tensor.source
-    raw = file.tensor_bytes(source.name)
-    if source.format == tensor.format:
-        yield raw, len(raw)
-        return
-    rows = raw.reshape(-1, source.format.nbytes(source.shape[-1]))
-    for part in row_chunks(len(rows), source.shape[-1], CHUNK_OF_ALL_THREADS):
-        chunk = rows[part]
+    stored = file.bytes_of(source.name)
+    for part in row_chunks(math.prod(source.shape[:-1]), source.shape[-1], CHUNK_OF_ALL_THREADS):
+        chunk = read_rows(stored, part, source.format.nbytes(source.shape[-1]))
+        if source.format == tensor.format:
+            yield chunk, chunk.nbytes
+            continue
         values = chunk.view(np.float32) if source.format.name == "f32" else dequantize(chunk, source.format.name)
         with naming(file.path, source.name, part.start):
             blocks = quantize_rows(values, tensor.format.name, searched=searched, n_threads=n_threads)
         yield blocks, chunk.nbytes
+
+
+def read_rows(stored: ByteSource, rows: slice, row_bytes: int) -> NDArray[np.uint8]:
+    """Rows of a tensor, uint8, (n_rows, row_bytes)."""
+    return stored.read(rows.start * row_bytes, rows.stop * row_bytes).reshape(-1, row_bytes)
 
 
 def row_chunks(n_rows: int, n_cols: int, chunk_values: int = CHUNK_VALUES) -> Iterator[slice]:

@@ -1,4 +1,4 @@
-"""A safetensors file, validated, as named views of its mapped tensors.
+"""A safetensors file, validated, as the names, types and places of its tensors.
 
 Owns the container: the header's length and JSON, and that the tensors' bytes fill the rest of the file without gap or
 overlap. A file is untrusted: opening it either succeeds or raises `CheckpointError` with the tensor and the value
@@ -20,12 +20,9 @@ import os
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-import numpy as np
-from numpy.typing import NDArray
-
 from woolly.errors import CheckpointError
-from woolly.mapped_file import MappedFile
 from woolly.metadata import show
+from woolly.stored_file import FileRange, StoredFile
 
 MAX_HEADER_BYTES = 100_000_000  # the format's own limit
 MAX_TENSORS = 1 << 18  # a model with every expert as a tensor of its own has some 50,000
@@ -70,50 +67,46 @@ class SafetensorsFile:
 
     Notes
     -----
-    Reading from several threads at once is safe. The file is mapped: writers should replace files by renaming, see
-    `MappedFile`.
+    Reading from several threads at once is safe. Tensors are read when they are asked for: writers should replace files
+    by renaming.
     """
 
-    def __init__(self, mapped: MappedFile) -> None:
-        self.path, self.n_bytes = mapped.path, mapped.n_bytes
-        self._mapped = mapped
+    def __init__(self, stored: StoredFile) -> None:
+        self.path, self.n_bytes = stored.path, stored.n_bytes
+        self._stored = stored
         self.tensors: dict[str, SafeTensor] = {}
         self.metadata: dict[str, str] = {}
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> SafetensorsFile:
-        """Map a file and check everything about it but the tensors' contents.
+        """Open a file and check everything about it but the tensors' contents.
 
         Raises
         ------
         CheckpointError
             It is not well formed, or is no regular file.
         OSError
-            The system cannot open or map it.
+            The system cannot open or read it.
         """
         path = os.fsdecode(path)
-        file = cls(MappedFile(path, format="safetensors", first_field="header", error=CheckpointError))
+        file = cls(StoredFile(path, format="safetensors", first_field="header", error=CheckpointError))
         file._read_header()
         return file
 
-    def tensor_bytes(self, tensor: SafeTensor) -> NDArray[np.uint8]:
-        """The bytes of a tensor, uint8, (n_bytes,): a read-only view of the mapped file, which stays valid."""
-        return self._mapped.view(tensor.offset, tensor.n_bytes)
-
-    def release(self, tensor: SafeTensor) -> None:
-        """Let the pages of a tensor leave the process's memory; reading it again brings them back."""
-        self._mapped.release(tensor.offset, tensor.n_bytes)
+    def bytes_of(self, tensor: SafeTensor) -> FileRange:
+        """The bytes of a tensor, to be read whole or in pieces."""
+        return FileRange(self._stored, tensor.offset, tensor.n_bytes)
 
     def close(self) -> None:
-        """Let go of the mapping; it is undone when the last view is gone."""
-        self._mapped.close()
+        """Let go of the file; what has been read stays valid."""
+        self._stored.close()
 
     def _read_header(self) -> None:
         size = self.n_bytes
-        length = int.from_bytes(self._mapped.view(0, min(size, 8)).tobytes(), "little")
+        length = int.from_bytes(self._stored.read(0, min(size, 8)).tobytes(), "little")
         if size < 8 or length > min(size - 8, MAX_HEADER_BYTES):
             self._fail("header", f"{length} bytes long, the file has {size} and a header may take {MAX_HEADER_BYTES}")
-        raw = self._mapped.view(8, length).tobytes()
+        raw = self._stored.read(8, length).tobytes()
         # Lists and objects take many times their bytes in memory: bound them before they are made.
         if raw.count(b"[") + raw.count(b"{") > 4 * MAX_TENSORS:
             self._fail("header", f"more than {4 * MAX_TENSORS} lists and objects")

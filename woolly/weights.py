@@ -1,7 +1,7 @@
 """The weights of a model file, packed for the kernels as they are asked for.
 
-Owns shapes, streaming and accounting: a tensor is packed from the mapped file, its source pages are released, and
-nothing is inflated on the way. It does not know what a tensor is for.
+Owns shapes, streaming and accounting: a tensor is packed as it is read, and nothing is inflated on the way. It does not
+know what a tensor is for.
 """
 
 from __future__ import annotations
@@ -16,12 +16,14 @@ from woolly._kernels import PackedExperts, PackedMatrix, dequantize, kernel_form
 from woolly._kernels.pages import Pages
 from woolly.checkpoint import Checkpoint
 from woolly.errors import GGUFError, UnsupportedFormatError
+from woolly.formats import FORMATS
 from woolly.gguf_file import TensorInfo
 from woolly.metadata import show
+from woolly.stored_file import ByteSource, FileRange
 
 _ALIGN = 64  # bytes at most lie unused between two matrices
 _ROWS_A_GROUP = 16
-STEP_BYTES = 8 << 20  # of a file that are packed between two releases of its pages: what it adds to the peak of memory
+_STEP_BYTES = 64 << 20  # of a file that are packed between two looks at Ctrl-C
 
 
 def packed_bytes(info: TensorInfo) -> int:
@@ -97,22 +99,28 @@ class Weights:
     def matrices(self, name: str, n_rows: Sequence[int], n_cols: int, /) -> list[PackedMatrix]:
         """The matrices of so many rows each that lie one below the other in the tensor `name`. Raises as `matrix`."""
         info = self._checked(name, (sum(n_rows), n_cols))
-        rows = self._file.tensor_bytes(name).reshape(info.shape[0], -1)
+        stored = self._file.bytes_of(name)
         parts, begin = [], 0
         for n in n_rows:
             part = PackedMatrix(n, n_cols, info.format.name).reserve(take=self._pages.take)
-            self._pack(name, part, rows[begin : begin + n])
+            begin = self._pack(part, stored, begin)
             parts.append(part)
             self.nbytes += part.nbytes
-            begin += n
         return parts
 
-    def _pack(self, name: str, matrix: PackedMatrix, rows: NDArray[np.uint8]) -> None:
-        """Pack rows of a tensor, and release the pages of the file behind them."""
-        step = max(_ROWS_A_GROUP, STEP_BYTES // rows.shape[1] // _ROWS_A_GROUP * _ROWS_A_GROUP)
-        for first in range(0, len(rows), step):
-            matrix.pack(rows[first : first + step], first=first, n_threads=self._n_threads)
-            self._file.release(name)
+    def _pack(self, matrix: PackedMatrix, stored: ByteSource, begin: int) -> int:
+        """Pack a matrix from a tensor's bytes from `begin` on; return where they end."""
+        n_rows, row_bytes = matrix.n_rows, FORMATS[matrix.format].nbytes(matrix.n_cols)
+        step = max(_ROWS_A_GROUP, _STEP_BYTES // row_bytes // _ROWS_A_GROUP * _ROWS_A_GROUP)
+        for first in range(0, n_rows, step):
+            n, at = min(step, n_rows - first), begin + first * row_bytes
+            if isinstance(stored, FileRange):
+                with stored.file.reading() as file:
+                    matrix.pack_file(file, stored.offset + at, first=first, n_rows=n, n_threads=self._n_threads)
+            else:
+                rows = stored.read(at, at + n * row_bytes).reshape(n, row_bytes)
+                matrix.pack(rows, first=first, n_threads=self._n_threads)
+        return begin + n_rows * row_bytes
 
     def experts(self, name: str, shape: tuple[int, int, int], /) -> PackedExperts:
         """The matrices of all experts in the tensor `name`, (n_experts, n_rows, n_cols). Raises as `matrix` does.
@@ -128,11 +136,12 @@ class Weights:
             raise UnsupportedFormatError(
                 f"{self._file.path}: experts of {name!r} are stored as {formats}, not as one format"
             )
-        stored = [self._file.tensor_bytes(each) for each in names]
-        rows = (stored[0] if len(names) == 1 else np.concatenate(stored)).reshape(*shape[:2], -1)
-        packed = PackedExperts(*shape, found.pop()).pack(rows, n_threads=self._n_threads)
+        packed = PackedExperts(*shape, found.pop()).reserve()
+        matrices = iter(packed.matrices)
         for each in names:
-            self._file.release(each)
+            stored, begin = self._file.bytes_of(each), 0
+            while begin < stored.n_bytes:
+                begin = self._pack(next(matrices), stored, begin)
         self.nbytes += packed.nbytes
         return packed
 
@@ -146,7 +155,7 @@ class Weights:
 
     def _values(self, name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
         info = self._checked(name, shape)
-        values = dequantize(self._file.tensor_bytes(name).reshape(1, -1), info.format.name).reshape(shape)
+        values = dequantize(self._file.bytes_of(name).read().reshape(1, -1), info.format.name).reshape(shape)
         self.nbytes += values.nbytes
         return values
 

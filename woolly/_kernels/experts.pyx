@@ -55,6 +55,23 @@ cdef class PackedExperts:
         """(n_experts, n_rows, n_cols)."""
         return len(self.matrices), *self.matrices[0].shape
 
+    def reserve(self):
+        """Reserve the memory of all matrices without touching it; each can be packed by itself then.
+
+        Returns
+        -------
+        PackedExperts
+            self
+        """
+        cdef PackedMatrix matrix
+        if self._data is None:
+            self._data = aligned_empty(self.nbytes)
+            parts = self._data.reshape(len(self.matrices), -1)
+            for e, matrix in enumerate(self.matrices):
+                matrix.reserve(take=lambda n_bytes, part=parts[e]: part)
+                self.each[e] = matrix.view
+        return self
+
     def pack(self, const uint8_t[:, :, ::1] rows not None, *, n_threads=None):
         """Fill all matrices from GGUF rows.
 
@@ -74,7 +91,6 @@ cdef class PackedExperts:
         ValueError
             The shape is not (n_experts, n_rows, row_bytes).
         """
-        cdef PackedMatrix matrix
         cdef MatrixView m = (<PackedMatrix>self.matrices[0]).view
         cdef const woolly_format *f = &active().formats[m.format]
         cdef int64_t n_experts = len(self.matrices), row_bytes = m.n_blocks * f.block_bytes, task, e, group, row
@@ -83,12 +99,7 @@ cdef class PackedExperts:
                              f"bytes, got ({rows.shape[0]}, {rows.shape[1]}, {rows.shape[2]})")
         cdef int threads = check_threads(n_threads)
         cdef const uint8_t *source = &rows[0, 0, 0]
-        self._data = aligned_empty(self.nbytes).reshape(n_experts, m.n_groups, m.group_bytes)
-        for e in range(n_experts):
-            matrix = self.matrices[e]
-            matrix.data = self._data[e]
-            matrix.view.w = <uint8_t *><size_t>matrix.data.ctypes.data
-            self.each[e] = matrix.view
+        self.reserve()
         for task in prange(n_experts * m.n_groups, nogil=True, num_threads=threads, schedule="dynamic"):
             e = task // m.n_groups
             group = task % m.n_groups

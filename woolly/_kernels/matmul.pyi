@@ -2,6 +2,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from _typeshed import HasFileno
 from numpy.typing import NDArray
 
 def aligned_empty(n_bytes: int, /, *, align: int = 64) -> NDArray[np.uint8]: ...
@@ -22,6 +23,16 @@ class PackedMatrix:
     def reserve(self, *, take: Callable[[int], NDArray[np.uint8]] | None = None) -> PackedMatrix: ...
     def pack(
         self, rows: NDArray[np.uint8], *, first: int | None = None, n_threads: int | None = None
+    ) -> PackedMatrix: ...
+    def pack_file(
+        self,
+        file: HasFileno,
+        offset: int,
+        /,
+        *,
+        first: int = 0,
+        n_rows: int | None = None,
+        n_threads: int | None = None,
     ) -> PackedMatrix: ...
     def unpack(self) -> NDArray[np.uint8]: ...
     def rows(self, index: NDArray[np.int64], /) -> NDArray[np.float32]: ...

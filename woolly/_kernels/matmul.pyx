@@ -5,7 +5,8 @@ Owns validation, packing and how a matmul is shared out among threads; a range o
 
 import numpy as np
 
-from cython.parallel cimport prange
+from cython.parallel cimport prange, threadid
+from libc.errno cimport EINTR, errno
 from libc.stdint cimport int64_t, uint8_t, uint16_t
 from libc.stdlib cimport free, malloc
 
@@ -18,7 +19,11 @@ from woolly._kernels.kernels cimport (
 from woolly._kernels.dispatch import format_index
 from woolly._kernels.threads import check_threads
 
+cdef extern from "<unistd.h>" nogil:
+    ssize_t pread(int descriptor, void *to, size_t n_bytes, int64_t offset)
+
 cdef int64_t ROWS_A_TASK = 64  # four groups: the widest tile
+cdef int64_t BYTES_A_READ = 256 << 10  # of a file, by a thread: they are packed from its L2 cache
 
 
 def aligned_empty(n_bytes, /, *, align=64):
@@ -152,10 +157,7 @@ cdef class PackedMatrix:
                              f"got ({rows.shape[0]}, {rows.shape[1]})")
         if first is not None:
             begin = first
-            if not 0 <= begin <= begin + n <= m.n_rows or begin % WOOLLY_GROUP or \
-                    n % WOOLLY_GROUP and begin + n < m.n_rows:
-                raise ValueError(f"pack: expected whole groups of {WOOLLY_GROUP} of the {m.n_rows} rows, "
-                                 f"got {n} from {begin} on")
+            self._check_groups(begin, n)
         if n == 0:
             return self
         cdef int threads = check_threads(n_threads)
@@ -167,6 +169,68 @@ cdef class PackedMatrix:
             f.pack(source + group * WOOLLY_GROUP * row_bytes, row_bytes, min(WOOLLY_GROUP, n - group * WOOLLY_GROUP),
                    m.n_blocks, groups + group * m.group_bytes)
         return self
+
+    def pack_file(self, file, offset, /, *, first=0, n_rows=None, n_threads=None):
+        """Fill the matrix, or some of its rows, from GGUF rows that lie one after another in a file.
+
+        Parameters
+        ----------
+        file : object with a fileno
+            Of a regular file; where it is read next does not change.
+        offset : int
+            Byte at which the first of them begins.
+        first, n_rows : int, optional
+            Which rows they are; by default all. As for `pack`.
+        n_threads : int, optional
+
+        Returns
+        -------
+        PackedMatrix
+            self
+
+        Raises
+        ------
+        ValueError
+            The rows are no whole groups of 16.
+        EOFError
+            The file ends before they do.
+        OSError
+            The system cannot read it.
+
+        Notes
+        -----
+        Each thread reads and packs 256 kB at a time, so that nothing is inflated meanwhile. After an error, some of
+        the rows are undefined.
+        """
+        cdef MatrixView *m = &self.view
+        cdef const woolly_format *f = &active().formats[m.format]
+        cdef int64_t begin = first, n = m.n_rows - begin if n_rows is None else n_rows, at = offset
+        self._check_groups(begin, n)
+        if n == 0:
+            return self
+        cdef int64_t row_bytes = m.n_blocks * f.block_bytes, task
+        cdef int64_t step = max(1, BYTES_A_READ // (WOOLLY_GROUP * row_bytes)) * WOOLLY_GROUP
+        cdef int64_t n_tasks = (n + step - 1) // step, task_bytes = step * row_bytes
+        cdef int descriptor = file.fileno(), threads = min(check_threads(n_threads), n_tasks)
+        scratch, problems = aligned_empty(threads * task_bytes), np.empty(n_tasks, np.int32)
+        cdef uint8_t *rows = <uint8_t *><size_t>scratch.ctypes.data
+        cdef int[::1] problem = problems
+        self.reserve()
+        cdef uint8_t *groups = m.w + begin // WOOLLY_GROUP * m.group_bytes
+        for task in prange(n_tasks, nogil=True, num_threads=threads, schedule="dynamic"):
+            problem[task] = read_and_pack(
+                f, m, descriptor, at + task * task_bytes, min(step, n - task * step), row_bytes,
+                rows + threadid() * task_bytes, groups + task * step // WOOLLY_GROUP * m.group_bytes,
+            )
+        for code in problems[problems != 0]:
+            raise EOFError if code == FILE_ENDS else OSError(int(code), "the rows cannot be read")
+        return self
+
+    def _check_groups(self, int64_t begin, int64_t n):
+        if not 0 <= begin <= begin + n <= self.view.n_rows or begin % WOOLLY_GROUP or \
+                n % WOOLLY_GROUP and begin + n < self.view.n_rows:
+            raise ValueError(f"pack: expected whole groups of {WOOLLY_GROUP} of the {self.view.n_rows} rows, "
+                             f"got {n} from {begin} on")
 
     def _check_packed(self):
         if self.view.w == NULL:
@@ -236,6 +300,29 @@ cdef class PackedMatrix:
         float32, (n_rows, n_cols)
         """
         return self.rows(np.arange(self.n_rows, dtype=np.int64))
+
+
+cdef int FILE_ENDS = -1
+
+
+cdef int read_and_pack(const woolly_format *f, const MatrixView *m, int descriptor, int64_t offset, int64_t n_rows,
+                       int64_t row_bytes, uint8_t *rows, uint8_t *groups) noexcept nogil:
+    """Read rows from a file and pack them; 0, FILE_ENDS or an errno comes back."""
+    cdef int64_t n_bytes = n_rows * row_bytes, n_read = 0, group, row
+    cdef ssize_t n
+    while n_read < n_bytes:
+        n = pread(descriptor, rows + n_read, n_bytes - n_read, offset + n_read)
+        if n > 0:
+            n_read += n
+        elif n == 0:
+            return FILE_ENDS
+        elif errno != EINTR:
+            return errno
+    for group in range((n_rows + WOOLLY_GROUP - 1) // WOOLLY_GROUP):
+        row = group * WOOLLY_GROUP
+        f.pack(rows + row * row_bytes, row_bytes, min(WOOLLY_GROUP, n_rows - row), m.n_blocks,
+               groups + group * m.group_bytes)
+    return 0
 
 
 cdef void matrix_row(const woolly_kernels *kernels, const MatrixView *m, int64_t row, uint8_t *blocks,

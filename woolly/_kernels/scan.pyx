@@ -78,8 +78,7 @@ def scan_strings(const uint8_t[::1] data not None, Py_ssize_t offset, Py_ssize_t
     if count == 0:
         return np.empty(0, np.int64), np.empty(0, np.int64), offset
 
-    # The first walk only checks, so that a false count costs no memory. The second checks again: a mapped file may
-    # have been changed in between.
+    # The first walk only checks, so that a false count costs no memory.
     with nogil:
         found = walk(&data[0], size, &pos, count, NULL, NULL)
     if found == count:

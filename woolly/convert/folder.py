@@ -1,4 +1,4 @@
-"""A Hugging Face model folder as a checkpoint: GGUF's keys and names over the mapped safetensors files.
+"""A Hugging Face model folder as a checkpoint: GGUF's keys and names over the safetensors files.
 
 Owns which files of a folder belong to the model, and that every tensor in them has its place. The folder is untrusted:
 opening it succeeds or raises an error that names the file, what in it, and the value found. What an architecture's
@@ -26,9 +26,9 @@ from woolly.convert.tokenizer_json import read_tokenizer
 from woolly.errors import CheckpointError
 from woolly.formats import FORMATS
 from woolly.gguf_file import TensorInfo
-from woolly.mapped_file import Closing
 from woolly.metadata import Metadata, show
 from woolly.safetensors_file import SafetensorsFile
+from woolly.stored_file import ByteSource, Closing, HeldBytes
 
 MAX_FILES = 4096
 INDEX = "model.safetensors.index.json"
@@ -70,7 +70,7 @@ class ModelFolder(Closing):
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> ModelFolder:
-        """Map a folder's files and check everything but the tensors' contents.
+        """Open a folder's files and check everything but the tensors' contents.
 
         Raises
         ------
@@ -100,19 +100,14 @@ class ModelFolder(Closing):
         metadata = general | keys | read_tokenizer(folder, text_config, vocab_size)
         return cls(os.fspath(path), files, Metadata.from_values(os.fspath(path), metadata), makers, added)
 
-    def tensor_bytes(self, name: str) -> NDArray[np.uint8]:
-        """The bytes of a tensor as GGUF has them, uint8, (n_bytes,): a view of the map where nothing changes."""
+    def bytes_of(self, name: str) -> ByteSource:
+        """The bytes of a tensor as GGUF has them: those of a file where nothing changes."""
         if name in self._added:
-            return self._added[name].view(np.uint8)
-        return self._makers[name].tensor_bytes()
-
-    def release(self, name: str) -> None:
-        """Let the pages behind a tensor leave the process's memory."""
-        if name in self._makers:
-            self._makers[name].release()
+            return HeldBytes(self._added[name].view(np.uint8))
+        return self._makers[name].bytes()
 
     def close(self) -> None:
-        """Let go of the mapped files."""
+        """Let go of the files."""
         for file in self._files:
             file.close()
 

@@ -15,9 +15,9 @@ from woolly.checkpoint import Checkpoint
 from woolly.convert.tensors import is_kept_f32
 from woolly.formats import FLOATS, Format
 from woolly.gguf_file import TensorInfo
-from woolly.mapped_file import Closing
 from woolly.mixes import plan_formats, resolve_mix
-from woolly.quantizing import CHUNK_VALUES, naming, row_chunks
+from woolly.quantizing import CHUNK_VALUES, naming, read_rows, row_chunks
+from woolly.stored_file import ByteSource, Closing, HeldBytes
 
 
 class QuantizedCheckpoint(Closing):
@@ -48,25 +48,22 @@ class QuantizedCheckpoint(Closing):
         formats = target_formats(source, type)
         self.tensors = {name: _converted(info, formats[name]) for name, info in source.tensors.items()}
 
-    def tensor_bytes(self, name: str) -> NDArray[np.uint8]:
-        """The bytes of a tensor, quantised now if it is to be: uint8, (n_bytes,)."""
+    def bytes_of(self, name: str) -> ByteSource:
+        """The bytes of a tensor, quantised now if it is to be."""
         before, after = self._source.tensors[name], self.tensors[name]
-        raw = self._source.tensor_bytes(name)
+        stored = self._source.bytes_of(name)
         if before.format == after.format:
-            return raw
-        rows = raw.reshape(-1, before.format.nbytes(before.shape[-1]))
-        out = np.empty((len(rows), after.format.nbytes(after.shape[-1])), np.uint8)
+            return stored
+        n_rows, n_cols = math.prod(before.shape[:-1]), before.shape[-1]
+        out = np.empty((n_rows, after.format.nbytes(n_cols)), np.uint8)
 
         def fill(chunk: slice) -> None:
+            rows = read_rows(stored, chunk, before.format.nbytes(n_cols))
             with naming(self.path, name, chunk.start):
-                out[chunk] = convert_rows(rows[chunk], before.format.name, after.format.name, searched=self._searched)
+                out[chunk] = convert_rows(rows, before.format.name, after.format.name, searched=self._searched)
 
-        for_each_chunk(fill, len(rows), before.shape[-1], self._n_threads)
-        return out.reshape(-1)
-
-    def release(self, name: str) -> None:
-        """Let the pages behind a tensor leave the process's memory."""
-        self._source.release(name)
+        for_each_chunk(fill, n_rows, n_cols, self._n_threads)
+        return HeldBytes(out.reshape(-1))
 
     def close(self) -> None:
         """Close the checkpoint that it shows."""

@@ -12,15 +12,14 @@ import json
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from woolly.convert.tensors import FORMAT_OF_DTYPE
 from woolly.errors import CheckpointError
 from woolly.formats import FORMATS
 from woolly.gguf_file import TensorInfo
-from woolly.mapped_file import Closing
 from woolly.metadata import Entry, Metadata, StringArray, show
 from woolly.safetensors_file import SafetensorsFile
+from woolly.stored_file import Closing, FileRange
 
 METADATA_NAME = "gguf"
 _NUMBERS = {"uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64", "float32", "float64"}
@@ -53,17 +52,12 @@ class SelfContained(Closing):
             tensor_format = FORMATS[FORMAT_OF_DTYPE[tensor.dtype]]
             self.tensors[name] = TensorInfo(name, tensor.shape, tensor_format, tensor.offset, tensor.n_bytes)
 
-    def tensor_bytes(self, name: str) -> NDArray[np.uint8]:
-        """The bytes of a tensor, uint8, (n_bytes,): a view of the mapped file where its address suits the kernels."""
-        raw = self._file.tensor_bytes(self._file.tensors[name])
-        return raw.copy() if raw.ctypes.data % self.tensors[name].format.block_bytes else raw
-
-    def release(self, name: str) -> None:
-        """Let the pages behind a tensor leave the process's memory."""
-        self._file.release(self._file.tensors[name])
+    def bytes_of(self, name: str) -> FileRange:
+        """The bytes of a tensor, to be read."""
+        return self._file.bytes_of(self._file.tensors[name])
 
     def close(self) -> None:
-        """Let go of the mapped file."""
+        """Let go of the file."""
         self._file.close()
 
 

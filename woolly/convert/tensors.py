@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from woolly.errors import CheckpointError
 from woolly.metadata import show
 from woolly.safetensors_file import SafeTensor, SafetensorsFile
+from woolly.stored_file import ByteSource, FileRange, HeldBytes
 
 FORMAT_OF_DTYPE = {"F32": "f32", "F16": "f16", "BF16": "bf16"}
 _CARRIER = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2"), "U8": np.dtype("u1")}
@@ -36,12 +37,12 @@ class Part:
 
     def array(self) -> Array:
         """Its numbers; those of BF16 as uint16."""
-        return self.file.tensor_bytes(self.tensor).view(_CARRIER[self.tensor.dtype]).reshape(self.shape)
+        return self.bytes.read().view(_CARRIER[self.tensor.dtype]).reshape(self.shape)
 
-    def bytes(self) -> NDArray[np.uint8]:
-        """Its bytes, mapped where their address suits the kernels; else a copy."""
-        raw = self.file.tensor_bytes(self.tensor)
-        return raw.copy() if raw.ctypes.data % _CARRIER[self.tensor.dtype].itemsize else raw
+    @property
+    def bytes(self) -> FileRange:
+        """Its bytes, to be read."""
+        return self.file.bytes_of(self.tensor)
 
     def fail(self, problem: str) -> CheckpointError:
         """The error for this tensor, to be raised."""
@@ -85,21 +86,16 @@ class Made:
     parts: Sequence[Part]
     transform: Transform | None = None
 
-    def tensor_bytes(self) -> NDArray[np.uint8]:
-        """The tensor's bytes as GGUF has them, uint8, (n_bytes,)."""
+    def bytes(self) -> ByteSource:
+        """The tensor's bytes as GGUF has them; made now, where they are not those of a file."""
         if is_kept_f32(self.name, self.shape):
             arrays: list[Array] = [widen(part) for part in self.parts]
         elif self.transform is None:
-            return self.parts[0].bytes()
+            return self.parts[0].bytes
         else:
             arrays = [part.array() for part in self.parts]
         array = self.transform.apply(arrays) if self.transform else arrays[0]
-        return np.ascontiguousarray(array).view(np.uint8).reshape(-1)
-
-    def release(self) -> None:
-        """Let the pages behind the tensor leave the process's memory."""
-        for part in self.parts:
-            part.file.release(part.tensor)
+        return HeldBytes(np.ascontiguousarray(array).view(np.uint8).reshape(-1))
 
 
 def made(name: str, parts: Sequence[Part], transform: Transform | None = None) -> Made:

@@ -25,10 +25,10 @@ from woolly.convert.self_contained import METADATA_NAME, encode_metadata
 from woolly.errors import UnsupportedFormatError
 from woolly.formats import FLOATS, FORMATS, Format
 from woolly.gguf_file import DEFAULT_ALIGNMENT
-from woolly.mapped_file import aligned
 from woolly.metadata import Metadata, StringArray
 from woolly.mixes import MIXES, resolve_mix
-from woolly.quantizing import naming, row_chunks
+from woolly.quantizing import naming, read_rows, row_chunks
+from woolly.stored_file import aligned
 
 DTYPE_OF_FORMAT = {"f32": "F32", "f16": "F16", "bf16": "BF16"}
 _DTYPE_ALIGNMENT = 64  # of the data in a safetensors file: a cache line, so that matrices are read without a copy
@@ -166,19 +166,18 @@ def _write_tensors(
         for name, target in formats.items():
             info = source.tensors[name]
             n_cols = info.shape[-1]
-            rows = source.tensor_bytes(name).reshape(-1, info.format.nbytes(n_cols))
-            row_bytes = target.nbytes(n_cols)
+            stored, row_bytes = source.bytes_of(name), target.nbytes(n_cols)
 
-            def write(chunk: slice, rows=rows, info=info, target=target, at=offsets[name], step=row_bytes) -> int:
+            def write(chunk: slice, stored=stored, info=info, target=target, at=offsets[name], step=row_bytes) -> int:
+                rows = read_rows(stored, chunk, info.format.nbytes(info.shape[-1]))
                 with naming(source.path, info.name, chunk.start):
-                    out = convert_rows(rows[chunk], info.format.name, target.name, searched=searched)
+                    out = convert_rows(rows, info.format.name, target.name, searched=searched)
                 _write_all(descriptor, out.data, at + chunk.start * step)
                 return out.nbytes
 
-            for n_bytes in pool.map(write, row_chunks(len(rows), n_cols)):
+            for n_bytes in pool.map(write, row_chunks(math.prod(info.shape[:-1]), n_cols)):
                 n_written += n_bytes
                 show_bytes(n_written)
-            source.release(name)
 
 
 def _places(
