@@ -77,16 +77,29 @@ def compare_model(model: str, args: argparse.Namespace, n_threads: int, missing:
 
 def in_own_process(engine: Callable[..., Turn], *given: object) -> Turn:
     """The turn that an engine makes of what it is given, there; raises what it raises."""
+    from woolly import WoollyError
+
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
-    context.Process(target=_serve, args=(theirs, engine, given), daemon=True).start()
+    process = context.Process(target=_serve, args=(theirs, engine, given), daemon=True)
+    process.start()
     theirs.close()
+
+    def received() -> Rates:
+        try:
+            answer = ours.recv()
+        except EOFError:
+            process.join()
+            raise WoollyError(f"{engine.__name__} with {given[0]}: its process died ({process.exitcode})") from None
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
 
     def turn() -> Rates:
         ours.send("turn")
-        return _received(ours)
+        return received()
 
-    _received(ours)
+    received()
     return turn
 
 
@@ -100,13 +113,6 @@ def _serve(pipe: Connection, engine: Callable[..., Turn], given: tuple[object, .
         pass
     except Exception as error:
         pipe.send(error)
-
-
-def _received(pipe: Connection) -> Rates:
-    answer = pipe.recv()
-    if isinstance(answer, Exception):
-        raise answer
-    return answer
 
 
 def woolly_turn(path: Path, prompt: list[int], following: list[int], n_threads: int, compute: str) -> Turn:
