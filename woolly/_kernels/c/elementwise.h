@@ -253,6 +253,11 @@ static INLINE void store_bf16(uint16_t *out, vf x) {
     _mm256_storeu_si256((__m256i *)out, _mm512_cvtepi32_epi16(vi_srl(vf_bits(x), 16)));
 }
 
+/* 0, 2, 1, 3 of each four: the order in which weights are made */
+static INLINE void store_digits(uint16_t *out, vf x) {
+    store_bf16(out, vf_of_bits(_mm512_shuffle_epi32(vf_bits(x), _MM_PERM_DBCA)));
+}
+
 static void bf16_of_q16(const uint8_t *record, int64_t n_k, int64_t col, uint16_t *bf16) {
     const int8_t *hi = (const int8_t *)record, *lo = hi + n_k;
     const float *d = (const float *)(lo + n_k);
@@ -260,15 +265,15 @@ static void bf16_of_q16(const uint8_t *record, int64_t n_k, int64_t col, uint16_
     for (int64_t k = 0; k < n_k; k += 16) {
         vf scale = vf_set1(d[k / 32]);
         uint16_t *at = out + k / 32 * 1024 + k % 32;
-        store_bf16(at, vf_mul(vf_mul(vf_load_i8(hi + k), vf_set1(256)), scale));
-        store_bf16(at + 512, vf_mul(vf_load_i8(lo + k), scale));
+        store_digits(at, vf_mul(vf_mul(vf_load_i8(hi + k), vf_set1(256)), scale));
+        store_digits(at + 512, vf_mul(vf_load_i8(lo + k), scale));
     }
 }
 
 static void bf16_of_q8(const uint8_t *record, int64_t n_k, int64_t col, uint16_t *bf16) {
     const int8_t *lo = (const int8_t *)record + n_k;
     uint16_t *out = bf16 + col / 16 * (16 * n_k) + col % 16 * 32;
-    for (int64_t k = 0; k < n_k; k += 16) store_bf16(out + k / 32 * 512 + k % 32, vf_load_i8(lo + k));
+    for (int64_t k = 0; k < n_k; k += 16) store_digits(out + k / 32 * 512 + k % 32, vf_load_i8(lo + k));
 }
 #endif
 

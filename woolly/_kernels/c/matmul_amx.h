@@ -46,14 +46,35 @@ static INLINE amx_config amx_shapes(int n_cols, int k) {
     return config;
 }
 
-/* 16 rows by 4 weights, bytes biased by `bias`, as two rows of a tile */
-static INLINE void amx_store_weights(uint32_t (*pair)[16], vb q, int bias) {
-    const vi upper = vi_set1((int32_t)0xffff0000);
-    vf w[4];
-    if (bias) q = vi_xor(rebias(q, bias, 128), vi_set1((int32_t)0x80808080)); /* to signed bytes */
-    UNROLL for (int k = 0; k < 4; k++) w[k] = vf_from_vi(vi_sra(vi_sll(q, 24 - 8 * k), 24));
-    vi_store(pair[0], vi_or(vi_srl(vf_bits(w[0]), 16), vi_and(vf_bits(w[1]), upper)));
-    vi_store(pair[1], vi_or(vi_srl(vf_bits(w[2]), 16), vi_and(vf_bits(w[3]), upper)));
+/* What weights of up to 6 bits can be, as bf16 */
+typedef struct {
+    vi q[2]; /* 0 .. 31 and 32 .. 63, less the bias */
+} amx_levels;
+
+static INLINE amx_levels amx_levels_of(int bias) {
+    ALIGNED uint16_t level[64];
+    const vi upto16 = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    for (int q = 0; q < 64; q += 16) store_bf16(level + q, vf_from_vi(vi_add(upto16, vi_set1(q - bias))));
+    return (amx_levels){{vi_load(level), vi_load(level + 32)}};
+}
+
+/* 16 rows by 4 weights, bytes biased by `bias`, as two rows of a tile: weights 0 and 2, and 1 and 3, in which order
+ * bf16_of_q16 has the activations. Those of up to 6 bits are looked up by the low bits of every other byte. */
+static INLINE void amx_store_weights(uint32_t (*pair)[16], vb q, int n_bits, int bias, const amx_levels *levels) {
+    if (n_bits <= 5) {
+        vi_store(pair[0], _mm512_permutexvar_epi16(q, levels->q[0]));
+        vi_store(pair[1], _mm512_permutexvar_epi16(vi_srl(q, 8), levels->q[0]));
+    } else if (n_bits == 6) {
+        vi_store(pair[0], _mm512_permutex2var_epi16(levels->q[0], q, levels->q[1]));
+        vi_store(pair[1], _mm512_permutex2var_epi16(levels->q[0], vi_srl(q, 8), levels->q[1]));
+    } else {
+        const vi upper = vi_set1((int32_t)0xffff0000);
+        vf w[4];
+        if (bias) q = vi_xor(rebias(q, bias, 128), vi_set1((int32_t)0x80808080)); /* to signed bytes */
+        UNROLL for (int k = 0; k < 4; k++) w[k] = vf_from_vi(vi_sra(vi_sll(q, 24 - 8 * k), 24));
+        UNROLL for (int k = 0; k < 2; k++)
+            vi_store(pair[k], vi_or(vi_srl(vf_bits(w[k]), 16), vi_and(vf_bits(w[k + 2]), upper)));
+    }
 }
 
 /* Where one side of the pipeline stands: steps along k, for each group of rows, for each group of columns */
@@ -191,19 +212,21 @@ DEFINE_AMX_TILE(halves_q8, 1, AMX_HALVES, 0)
 #define amx_tile_wide_q8 amx_tile_narrow_q8
 #define amx_tile_wide_min_q8 amx_tile_narrow_min_q8
 
-/* NAME_matmul_amx, for a format that DEFINE_INT_MATMUL has defined; KIND names the tile kernel */
-#define DEFINE_AMX_MATMUL(NAME, KIND)                                                                                  \
+/* NAME_matmul_amx, for a format that DEFINE_INT_MATMUL has defined; KIND names the tile kernel, N_BITS are those of what
+ * NAME_quants gives */
+#define DEFINE_AMX_MATMUL(NAME, KIND, N_BITS)                                                                            \
     _Static_assert(AMX_BLOCKS % NAME##_INNER == 0, "a tile holds whole parts of " #NAME);                              \
                                                                                                                        \
     /* n parts, of INNER blocks of 32 each, from the part-th on of a row group */                                      \
-    static void NAME##_fill_amx(amx_weights *w, const NAME##_group *group, int v, int64_t part, int n) {               \
+    static void NAME##_fill_amx(amx_weights *w, const NAME##_group *group, int v, int64_t part, int n,                 \
+                                const amx_levels *levels) {                                                            \
         _Pragma("GCC unroll 1") for (int p = 0; p < n; p++) {                                                          \
             const NAME##_group *b = group + (part + p) / NAME##_OUTER;                                                 \
             int o = (int)((part + p) % NAME##_OUTER);                                                                  \
             UNROLL for (int i = 0; i < NAME##_INNER; i++) {                                                            \
                 int s = p * NAME##_INNER + i;                                                                          \
                 UNROLL for (int g = 0; g < 8; g++)                                                                     \
-                    amx_store_weights(w->q[s][v] + 2 * g, NAME##_quants(b, o, i, g), NAME##_BIAS);                     \
+                    amx_store_weights(w->q[s][v] + 2 * g, NAME##_quants(b, o, i, g), N_BITS, NAME##_BIAS, levels);     \
                 vf d[2] = {vf_set1(0), vf_set1(0)}, m[2] = {vf_set1(0), vf_set1(0)};                                   \
                 NAME##_scales(b, o, i, d, m);                                                                          \
                 UNROLL for (int half = 0; half <= NAME##_HALVES; half++) vf_store(w->d[s][v][half], d[half]);          \
@@ -218,6 +241,7 @@ DEFINE_AMX_TILE(halves_q8, 1, AMX_HALVES, 0)
             return;                                                                                                    \
         }                                                                                                              \
         amx_weights w;                                                                                                 \
+        const amx_levels levels = amx_levels_of(NAME##_BIAS);                                                          \
         ALIGNED float acc[AMX_COL_BLOCK * AMX_RV * 16];                                                                \
         const int64_t n_blocks = a->n_k / NAME##_BLOCK, n_parts = n_blocks * NAME##_OUTER;                             \
         const int64_t step = AMX_BLOCKS / NAME##_INNER;                                                                \
@@ -231,7 +255,7 @@ DEFINE_AMX_TILE(halves_q8, 1, AMX_HALVES, 0)
                     const int n = (int)(n_parts - part < step ? n_parts - part : step);                                \
                     for (int v = 0; v < AMX_RV; v++)                                                                   \
                         NAME##_fill_amx(&w, (const NAME##_group *)a->w + (group + (v < n_rv ? v : 0)) * n_blocks, v,   \
-                                        part, n);                                                                      \
+                                        part, n, &levels);                                                             \
                     multiply(n_cols, &w, n * NAME##_INNER, a->bf16 + col * a->n_digits * a->n_k,                       \
                              a->xq + col * a->xq_stride, a->xq_stride, a->n_k, part * NAME##_INNER, acc);              \
                 }                                                                                                      \
