@@ -223,7 +223,7 @@ cdef void run_expert_tasks(const woolly_kernels *kernels, const ExpertJob *job, 
     for i in range(job.n_parts):
         total += job.parts[i].each[0].n_groups * job.plan.n_active
     chunk = total if n_threads == 1 else max(<int64_t>2, total // (n_threads * 8) // 2 * 2)
-    args.accumulate, args.n_digits = 0, job.n_digits
+    args.accumulate, args.n_digits, args.streams = 0, job.n_digits, True
     args.bf16 = NULL
     for expert in range(job.plan.routing.n_experts):
         pair = job.plan.begin[expert]

@@ -38,6 +38,7 @@ cdef extern from "kernels.h" nogil:
         int64_t out_stride
         int64_t n_cols
         int accumulate
+        int streams
 
     ctypedef struct woolly_format:
         const char *name

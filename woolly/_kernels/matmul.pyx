@@ -24,6 +24,7 @@ cdef extern from "<unistd.h>" nogil:
 
 cdef int64_t ROWS_A_TASK = 64  # four groups: the widest tile
 cdef int64_t BYTES_A_READ = 256 << 10  # of a file, by a thread: they are packed from its L2 cache
+cdef int64_t MOST_CACHED_BYTES = 0x100000  # half of a 2 MB L2: there a thread may find its rows again
 
 
 def aligned_empty(n_bytes, /, *, align=64):
@@ -414,6 +415,7 @@ def matmul(PackedMatrix w not None, const float[:, ::1] x not None, /, *, out=No
     args.out, args.out_stride = &y[0, 0], m.n_rows
     args.n_cols = n_tokens
     args.accumulate = 0
+    args.streams = m.n_groups * m.group_bytes > threads * MOST_CACHED_BYTES
     cdef uint8_t[::1] records, wide
     cdef uint16_t *bf16 = NULL
     cdef woolly_matmul_fn multiply = how.unit.matmul[m.format] if rounds else kernels.formats[m.format].matmul

@@ -112,7 +112,7 @@ cdef void work_matmul(Run *run, const Op *op, woolly_tasks *tasks, int n_threads
     chunks = cut_rows(op, n_cols, step, n_threads)
     count = n_chunks(&chunks)
     args.x_stride, args.xq_stride, args.n_digits = x.stride, x.q16_stride, run.how.n_digits
-    args.accumulate = op.accumulate
+    args.accumulate, args.streams = op.accumulate, True  # all other weights are read in between
     task = next_task(tasks)
     while col < n_cols:
         args.n_cols = min(block, n_cols - col)

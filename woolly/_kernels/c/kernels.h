@@ -47,6 +47,7 @@ typedef struct {
     int64_t out_stride;
     int64_t n_cols;
     int accumulate;     /* out += w x instead of out = w x */
+    int streams;        /* w is not found in L2: it is asked for in advance */
 } woolly_matmul_args;
 
 /* Activations rounded to bf16: (groups of 16 columns, blocks of 32, 16, 32), zero beyond n_k */

@@ -15,23 +15,27 @@
 #define FLOAT_COL_BLOCK 264 /* columns and rows whose sums are carried from block to block: 132 KB */
 #define FLOAT_ROW_BLOCK 128
 #define FLOAT_DIRECT 4      /* up to as many columns, widening while reading is cheaper than a tile */
-#define FLOAT_DIRECT_K 64   /* k of a call then, between which weights are asked for */
-#define FLOAT_AHEAD 1024    /* weights of a group that are asked for in advance */
+#define FLOAT_AHEAD 8192    /* bytes of a group that are asked for in advance then, where weights stream by */
 
 /* acc[c * acc_cols + rv * acc_rv + lane] += sum over k of w[k * w_k + rv * w_rv + lane] x[c * x_cols + k];
- * distances in elements. For an odd last group w_rv = acc_rv = 0: the same rows twice */
+ * distances in elements. For an odd last group w_rv = acc_rv = 0: the same rows twice. float_stream_* are the same for up
+ * to FLOAT_DIRECT columns; they ask for each line of weights `ahead` bytes before it is used, as one burst of requests
+ * would hold up what is read meanwhile */
 #define FLOAT_COLS_ARGS(T)                                                                                             \
     const T *w, int64_t w_k, int64_t w_rv, const float *x, int64_t x_cols, int64_t n_k, float *acc, int64_t acc_cols,  \
         int64_t acc_rv
 
-#define DEFINE_FLOAT_COLS(NAME, T, LOAD, NC)                                                                           \
-    static __attribute__((noinline)) void float_cols_##NAME##_##NC(FLOAT_COLS_ARGS(T)) {                              \
-        const float *x3[(NC + 2) / 3]; /* one pointer for three columns: at +0, +1 and +2 strides */                  \
+#define DEFINE_FLOAT_COLS_OF(NAME, T, LOAD, NC, STREAMS)                                                               \
+    static __attribute__((noinline)) void NAME##_##NC(FLOAT_COLS_ARGS(T), int64_t ahead) {                             \
+        (void)ahead;                                                                                                   \
+        const float *x3[(NC + 2) / 3]; /* one pointer for three columns: at +0, +1 and +2 strides */                   \
         UNROLL for (int c = 0; c < (NC + 2) / 3; c++) x3[c] = x + 3 * c * x_cols;                                      \
         vf sum[NC][FLOAT_RV];                                                                                          \
         UNROLL for (int c = 0; c < NC; c++) UNROLL for (int v = 0; v < FLOAT_RV; v++)                                  \
             sum[c][v] = vf_load(acc + c * acc_cols + v * acc_rv);                                                      \
         for (int64_t k = 0; k < n_k; k++) {                                                                            \
+            if (STREAMS && k % (4 / (int64_t)sizeof(T)) == 0)                                                          \
+                UNROLL for (int v = 0; v < FLOAT_RV; v++) PREFETCH_L2((const char *)(w + v * w_rv) + ahead);           \
             vf wk[FLOAT_RV];                                                                                           \
             UNROLL for (int v = 0; v < FLOAT_RV; v++) wk[v] = LOAD(w + v * w_rv);                                      \
             UNROLL for (int c = 0; c < NC; c++) {                                                                      \
@@ -43,6 +47,8 @@
         UNROLL for (int c = 0; c < NC; c++) UNROLL for (int v = 0; v < FLOAT_RV; v++)                                  \
             vf_store(acc + c * acc_cols + v * acc_rv, sum[c][v]);                                                      \
     }
+#define DEFINE_FLOAT_COLS(NAME, T, LOAD, NC) DEFINE_FLOAT_COLS_OF(float_cols_##NAME, T, LOAD, NC, 0)
+#define DEFINE_FLOAT_STREAM(NAME, T, LOAD, NC) DEFINE_FLOAT_COLS_OF(float_stream_##NAME, T, LOAD, NC, 1)
 
 #define EACH_FLOAT_NC(M, NAME, T, LOAD)                                                                                \
     M(NAME, T, LOAD, 1) M(NAME, T, LOAD, 2) M(NAME, T, LOAD, 3) M(NAME, T, LOAD, 4) M(NAME, T, LOAD, 5)                \
@@ -55,15 +61,22 @@
 #define FLOAT_NC_ABOVE_6(M, NAME, T, LOAD)
 #endif
 #define FLOAT_COLS_CASE(NAME, T, LOAD, NC)                                                                             \
-    case NC: float_cols_##NAME##_##NC(w, w_k, w_rv, x, x_cols, n_k, acc, acc_cols, acc_rv); return;
+    case NC: float_cols_##NAME##_##NC(w, w_k, w_rv, x, x_cols, n_k, acc, acc_cols, acc_rv, 0); return;
+#define FLOAT_STREAM_CASE(NAME, T, LOAD, NC)                                                                           \
+    case NC: float_stream_##NAME##_##NC(w, w_k, w_rv, x, x_cols, n_k, acc, acc_cols, acc_rv, ahead); return;
+#define EACH_DIRECT_NC(M, NAME, T, LOAD) M(NAME, T, LOAD, 1) M(NAME, T, LOAD, 2) M(NAME, T, LOAD, 3) M(NAME, T, LOAD, 4)
 
-/* float_cols_NAME(n_cols, ...): any number of columns, FLOAT_NC at a time */
+/* float_cols_NAME(n_cols, ...): any number of columns, FLOAT_NC at a time; float_stream_NAME: up to FLOAT_DIRECT */
 #define DEFINE_FLOAT_KERNEL(NAME, T, LOAD)                                                                             \
     EACH_FLOAT_NC(DEFINE_FLOAT_COLS, NAME, T, LOAD)                                                                    \
-    static void float_cols_##NAME(int64_t n_cols, FLOAT_COLS_ARGS(T)) {                                               \
+    EACH_DIRECT_NC(DEFINE_FLOAT_STREAM, NAME, T, LOAD)                                                                 \
+    static void float_stream_##NAME(int64_t n_cols, FLOAT_COLS_ARGS(T), int64_t ahead) {                               \
+        switch (n_cols) { EACH_DIRECT_NC(FLOAT_STREAM_CASE, NAME, T, LOAD) }                                           \
+    }                                                                                                                  \
+    static void float_cols_##NAME(int64_t n_cols, FLOAT_COLS_ARGS(T)) {                                                \
         for (; n_cols > FLOAT_NC_MOST; n_cols -= FLOAT_NC_MOST, x += FLOAT_NC_MOST * x_cols,                           \
                                        acc += FLOAT_NC_MOST * acc_cols)                                                \
-            FLOAT_COLS_MOST(NAME)(w, w_k, w_rv, x, x_cols, n_k, acc, acc_cols, acc_rv);                                \
+            FLOAT_COLS_MOST(NAME)(w, w_k, w_rv, x, x_cols, n_k, acc, acc_cols, acc_rv, 0);                             \
         switch (n_cols) { EACH_FLOAT_NC(FLOAT_COLS_CASE, NAME, T, LOAD) }                                              \
     }
 #if FLOAT_NC == 12
@@ -93,16 +106,18 @@ static INLINE void store_rows(const woolly_matmul_args *a, int64_t col, int64_t 
  * [col, col + n_cols) of n_groups groups, in blocks of k */
 #define DEFINE_FLOAT_MATMUL(NAME, T, LOAD, TILE)                                                                       \
     DEFINE_PACKING(NAME)                                                                                               \
-    static void NAME##_direct(const woolly_matmul_args *a, int64_t group, int64_t n_groups, int is_last, float *acc) { \
+    static void NAME##_direct(const woolly_matmul_args *a, int64_t group, int64_t n_groups, float *acc) {              \
         int64_t size = a->n_k * 16, w_rv = n_groups == FLOAT_RV ? size : 0, acc_rv = n_groups == FLOAT_RV ? 16 : 0;    \
         const T *w = (const T *)a->w + group * size;                                                                   \
-        int64_t ahead = is_last || FLOAT_RV * size > FLOAT_AHEAD ? FLOAT_AHEAD : FLOAT_RV * size;                      \
-        for (int64_t k = 0; k < a->n_k; k += FLOAT_DIRECT_K) {                                                         \
-            int64_t n_k = a->n_k - k < FLOAT_DIRECT_K ? a->n_k - k : FLOAT_DIRECT_K;                                   \
-            for (int v = 0; v < FLOAT_RV; v++)                                                                         \
-                prefetch_bytes(w + k * 16 + v * w_rv + ahead, n_k * 16 * (int64_t)sizeof(T));                          \
-            float_cols_##NAME(a->n_cols, w + k * 16, 16, w_rv, a->x + k, a->x_stride, n_k, acc, FLOAT_ROWS, acc_rv);   \
+        if (!a->streams) {                                                                                             \
+            float_cols_##NAME(a->n_cols, w, 16, w_rv, a->x, a->x_stride, a->n_k, acc, FLOAT_ROWS, acc_rv);             \
+            return;                                                                                                    \
         }                                                                                                              \
+        int64_t end_k = FLOAT_AHEAD / 16 / (int64_t)sizeof(T), cut = a->n_k > end_k ? a->n_k - end_k : 0;              \
+        int64_t skip = (FLOAT_RV - 1) * size * (int64_t)sizeof(T); /* what follows a group's end is the next but RV - 1 */ \
+        float_stream_##NAME(a->n_cols, w, 16, w_rv, a->x, a->x_stride, cut, acc, FLOAT_ROWS, acc_rv, FLOAT_AHEAD);     \
+        float_stream_##NAME(a->n_cols, w + cut * 16, 16, w_rv, a->x + cut, a->x_stride, a->n_k - cut, acc, FLOAT_ROWS, \
+                            acc_rv, FLOAT_AHEAD + skip);                                                               \
     }                                                                                                                  \
     static void NAME##_tiled(const woolly_matmul_args *a, int64_t group, int64_t n_groups, int64_t col, int64_t n_cols, \
                              float *acc) {                                                                             \
@@ -128,7 +143,7 @@ static INLINE void store_rows(const woolly_matmul_args *a, int64_t col, int64_t 
             }                                                                                                          \
         }                                                                                                              \
     }                                                                                                                  \
-    static void NAME##_matmul(const woolly_matmul_args *a, int64_t group_begin, int64_t group_end) {                  \
+    static void NAME##_matmul(const woolly_matmul_args *a, int64_t group_begin, int64_t group_end) {                   \
         ALIGNED float acc[FLOAT_COL_BLOCK * FLOAT_ROW_BLOCK];                                                          \
         int64_t step = a->n_cols <= FLOAT_DIRECT ? FLOAT_RV : FLOAT_ROW_BLOCK / 16;                                    \
         for (int64_t group = group_begin; group < group_end; group += step) {                                          \
@@ -138,7 +153,7 @@ static INLINE void store_rows(const woolly_matmul_args *a, int64_t col, int64_t 
                 int64_t n_sums = (n_groups + FLOAT_RV - 1) / FLOAT_RV * FLOAT_ROWS * n_cols;                           \
                 memset(acc, 0, sizeof(float) * (size_t)n_sums);                                                        \
                 if (a->n_cols <= FLOAT_DIRECT)                                                                         \
-                    NAME##_direct(a, group, n_groups, group + n_groups == group_end, acc);                             \
+                    NAME##_direct(a, group, n_groups, acc);                                                            \
                 else                                                                                                   \
                     NAME##_tiled(a, group, n_groups, col, n_cols, acc);                                                \
                 for (int64_t g = 0; g < n_groups; g++)                                                                 \

@@ -129,7 +129,7 @@ static INLINE void int_tile_cols(int digits, int bias, int halves, int min, int 
 
 /* int_tile_KIND_q16 and _q8: any number of columns, INT_NC at a time, then 1 */
 #define DEFINE_INT_TILE_OF(NAME, DIGITS, BIAS, HALVES, MIN)                                                            \
-    static __attribute__((noinline)) void int_tile_##NAME(INT_TILE_ARGS) {                                            \
+    static __attribute__((noinline)) void int_tile_##NAME(INT_TILE_ARGS) {                                             \
         for (; n_cols >= INT_NC; n_cols -= INT_NC, xq += INT_NC * xq_stride, acc += INT_NC * INT_ROWS)                 \
             int_tile_cols(DIGITS, BIAS, HALVES, MIN, INT_NC, tile, n_blocks, xq, xq_stride, n_k, block0, acc);         \
         for (; n_cols >= 2; n_cols -= 2, xq += 2 * xq_stride, acc += 2 * INT_ROWS)                                     \
@@ -168,56 +168,65 @@ static INLINE vb rebias(vb q, int bias, int tile_bias) {
     static INLINE void NAME##_direct(const woolly_matmul_args *a, int digits, int nc, int64_t col, int64_t group,      \
                                      int64_t n_rv, int is_last) {                                                      \
         const NAME##_group *w[INT_RV];                                                                                 \
-        int64_t n_blocks = a->n_k / NAME##_BLOCK;                                                                      \
-        int64_t ahead = is_last ? LAST_AHEAD : INT_RV * n_blocks * (int64_t)sizeof(NAME##_group);                      \
+        const int64_t n_blocks = a->n_k / NAME##_BLOCK;                                                                \
+        const int64_t ahead = is_last ? LAST_AHEAD : INT_RV * n_blocks * (int64_t)sizeof(NAME##_group);                \
+        const int n_g = NAME##_HALVES ? 4 : 8, n_chains = nc == 1 && !NAME##_HALVES ? 2 : 1;                           \
         UNROLL for (int v = 0; v < INT_RV; v++)                                                                        \
             w[v] = (const NAME##_group *)a->w + (group + (v < n_rv ? v : 0)) * n_blocks;                               \
-        q16_column x[INT_DIRECT];                                                                                       \
-        UNROLL for (int c = 0; c < nc; c++) x[c] = q16_at(a->xq + (col + c) * a->xq_stride, a->n_k, 0);                 \
+        q16_column x[INT_DIRECT];                                                                                      \
+        UNROLL for (int c = 0; c < nc; c++) x[c] = q16_at(a->xq + (col + c) * a->xq_stride, a->n_k, 0);                \
         vf sum[INT_DIRECT][INT_RV];                                                                                    \
         UNROLL for (int c = 0; c < nc; c++) UNROLL for (int v = 0; v < INT_RV; v++) sum[c][v] = vf_set1(0);            \
         for (int64_t b = 0; b < n_blocks; b++) {                                                                       \
             _Pragma("GCC unroll 1") for (int o = 0; o < NAME##_OUTER; o++) {                                           \
-                int size = (int)sizeof(NAME##_group) / NAME##_OUTER;                                                   \
-                UNROLL for (int v = 0; v < INT_RV; v++)                                                                \
-                    prefetch_bytes((const char *)(w[v] + b) + ahead + o * size, size);                                 \
                 UNROLL for (int i = 0; i < NAME##_INNER; i++) {                                                        \
-                    int64_t s = (b * NAME##_OUTER + o) * NAME##_INNER + i;                                             \
-                    UNROLL for (int v = 0; v < INT_RV; v++) {                                                          \
-                        vi dot[INT_DIRECT][2], part[INT_DIRECT][2][2]; /* [digit][half of the block, or chain] */      \
-                        UNROLL for (int c = 0; c < nc; c++) UNROLL for (int digit = 0; digit < 2; digit++)             \
-                            part[c][digit][0] = part[c][digit][1] = vi_set1(0);                                        \
-                        UNROLL for (int g = 0; g < 8; g++) {                                                           \
-                            vb q = NAME##_quants(w[v] + b, o, i, g);                                                   \
-                            int chain = NAME##_HALVES ? g / 4 : nc == 1 ? g % 2 : 0;                                   \
-                            UNROLL for (int c = 0; c < nc; c++) UNROLL for (int digit = 2 - digits; digit < 2; digit++)\
-                                part[c][digit][chain] = dot4(NAME##_BIAS, part[c][digit][chain], q,                    \
-                                                             x[c].digits[digit] + 32 * s + 4 * g);                     \
-                        }                                                                                              \
-                        UNROLL for (int c = 0; c < nc; c++) {                                                          \
-                            if (NAME##_HALVES) {                                                                       \
-                                UNROLL for (int half = 0; half < 2; half++)                                            \
-                                    dot[c][half] = vi_add(next_digit(NAME##_BIAS, part[c][0][half],                    \
-                                                                     x[c].corr16 + 2 * s + half), part[c][1][half]);   \
-                            } else {                                                                                   \
-                                UNROLL for (int digit = 0; nc == 1 && digit < 2; digit++)                              \
-                                    part[c][digit][0] = vi_add(part[c][digit][0], part[c][digit][1]);                  \
-                                dot[c][0] = vi_add(next_digit(NAME##_BIAS, part[c][0][0], x[c].corr + s), part[c][1][0]);\
+                    READ_AGAIN;                                                                                        \
+                    const int64_t s = (b * NAME##_OUTER + o) * NAME##_INNER + i;                                       \
+                    const int size = (int)sizeof(NAME##_group) / NAME##_OUTER;                                         \
+                    if (a->streams)                                                                                    \
+                        UNROLL for (int v = 0; v < INT_RV; v++)                                                        \
+                            prefetch_part((const char *)(w[v] + b) + ahead + o * size, size, i, NAME##_INNER);         \
+                    vi dot[INT_DIRECT][INT_RV][2];                                                                     \
+                    UNROLL for (int half = 0; half <= NAME##_HALVES; half++) {                                         \
+                        vi part[INT_DIRECT][INT_RV][2][2]; /* [digit][chain] */                                        \
+                        UNROLL for (int c = 0; c < nc; c++) UNROLL for (int v = 0; v < INT_RV; v++)                    \
+                            UNROLL for (int digit = 0; digit < 2; digit++)                                             \
+                                part[c][v][digit][0] = part[c][v][digit][1] = vi_set1(0);                              \
+                        UNROLL for (int g = half * 4; g < half * 4 + n_g; g++) {                                       \
+                            vb q[INT_RV];                                                                              \
+                            UNROLL for (int v = 0; v < INT_RV; v++) q[v] = NAME##_quants(w[v] + b, o, i, g);           \
+                            UNROLL for (int c = 0; c < nc; c++) UNROLL for (int digit = 2 - digits; digit < 2; digit++) { \
+                                const int8_t *four = x[c].digits[digit] + 32 * s + 4 * g;                              \
+                                UNROLL for (int v = 0; v < INT_RV; v++) {                                              \
+                                    vi *chain = &part[c][v][digit][g % n_chains];                                      \
+                                    *chain = dot4(NAME##_BIAS, *chain, q[v], four);                                    \
+                                }                                                                                      \
                             }                                                                                          \
                         }                                                                                              \
+                        UNROLL for (int c = 0; c < nc; c++) UNROLL for (int v = 0; v < INT_RV; v++) {                  \
+                            const int32_t *corr = NAME##_HALVES ? x[c].corr16 + 2 * s + half : x[c].corr + s;          \
+                            UNROLL for (int digit = 0; n_chains == 2 && digit < 2; digit++)                            \
+                                part[c][v][digit][0] = vi_add(part[c][v][digit][0], part[c][v][digit][1]);             \
+                            dot[c][v][half] = vi_add(next_digit(NAME##_BIAS, part[c][v][0][0], corr),                  \
+                                                     part[c][v][1][0]);                                                \
+                        }                                                                                              \
+                    }                                                                                                  \
+                    UNROLL for (int v = 0; v < INT_RV; v++) {                                                          \
                         vf d[2] = {vf_set1(0), vf_set1(0)}, m[2] = {vf_set1(0), vf_set1(0)};                           \
                         NAME##_scales(w[v] + b, o, i, d, m);                                                           \
                         UNROLL for (int c = 0; c < nc; c++) {                                                          \
+                            const float dx = x[c].d[s];                                                                \
                             if (NAME##_MIN)                                                                            \
-                                sum[c][v] = add_minima(NAME##_MIN, sum[c][v], m, x[c].sum[s], x[c].corr16 + 2 * s, x[c].d[s]); \
-                            sum[c][v] = add_dots(NAME##_HALVES, sum[c][v], dot[c], d, x[c].d[s]);                      \
+                                sum[c][v] = add_minima(NAME##_MIN, sum[c][v], m, x[c].sum[s],                          \
+                                                       x[c].corr16 + 2 * s, dx);                                       \
+                            sum[c][v] = add_dots(NAME##_HALVES, sum[c][v], dot[c][v], d, dx);                          \
                         }                                                                                              \
                     }                                                                                                  \
                 }                                                                                                      \
             }                                                                                                          \
         }                                                                                                              \
-        UNROLL for (int c = 0; c < nc; c++) for (int64_t v = 0; v < n_rv; v++)                                         \
-            store_rows(a, col + c, (group + v) * 16, sum[c][v]);                                                       \
+        UNROLL for (int c = 0; c < nc; c++) UNROLL for (int v = 0; v < INT_RV; v++)                                    \
+            if (v < n_rv) store_rows(a, col + c, (group + v) * 16, sum[c][v]);                                         \
     }                                                                                                                  \
                                                                                                                        \
     static void NAME##_fill(int_tile *tile, const NAME##_group *w, int v, int n_blocks) {                              \
@@ -252,9 +261,9 @@ static INLINE vb rebias(vb q, int bias, int tile_bias) {
                 for (int v = 0; v < INT_RV; v++) {                                                                     \
                     const NAME##_group *w = (const NAME##_group *)a->w + (group + (v < n_rv ? v : 0)) * n_blocks + b;  \
                     NAME##_fill(&tile, w, v, n);                                                                       \
-                    if (col == 0) prefetch_bytes(w + n, n * (int64_t)sizeof(NAME##_group));                            \
+                    if (a->streams && col == 0) prefetch_bytes(w + n, n * (int64_t)sizeof(NAME##_group));              \
                 }                                                                                                      \
-                multiply(n_cols, &tile, n * NAME##_SUB, a->xq + col * a->xq_stride, a->xq_stride, a->n_k,       \
+                multiply(n_cols, &tile, n * NAME##_SUB, a->xq + col * a->xq_stride, a->xq_stride, a->n_k,              \
                                 b * NAME##_SUB, acc);                                                                  \
             }                                                                                                          \
             for (int64_t c = 0; c < n_cols; c++)                                                                       \

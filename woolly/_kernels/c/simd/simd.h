@@ -10,9 +10,19 @@
 #define ALIGNED __attribute__((aligned(64)))
 
 /* Ask for memory that is read soon, into L2. The processor's own prefetching ends at each page of 4 KB */
+#define PREFETCH_L2(address) __builtin_prefetch(address, 0, 2)
 static INLINE void prefetch_bytes(const void *from, int64_t n_bytes) {
-    for (int64_t i = 0; i < n_bytes; i += 64) __builtin_prefetch((const char *)from + i, 0, 2);
+    for (int64_t i = 0; i < n_bytes; i += 64) PREFETCH_L2((const char *)from + i);
 }
+
+/* The same for part i of n of it, each of whole lines */
+static INLINE void prefetch_part(const char *from, int n_bytes, int i, int n) {
+    const int n_lines = (n_bytes + 63) / 64;
+    for (int line = n_lines * i / n; line < n_lines * (i + 1) / n; line++) PREFETCH_L2(from + 64 * line);
+}
+
+/* What was read before is read again after: the compiler would keep it for later in registers that are needed now */
+#define READ_AGAIN __asm__ volatile("" ::: "memory")
 
 #if defined(__AVX512VNNI__)
 #define UNROLL _Pragma("GCC unroll 16")
