@@ -24,39 +24,41 @@ static void store_kv(const woolly_kv_head *kv, int64_t head_dim, int64_t pos, co
 /* widening keys or values to f32 once costs less than in each column's multiply-add from so many columns on */
 #define CACHE_DIRECT 9
 
-/* Memory that is read next: asked for in shares while something else is computed */
-typedef struct {
-    const char *from;
-    int64_t n_bytes;
-} ahead;
+/* float_stream_NAME, and float_cols_NAME for more columns than it takes */
+#define DEFINE_CACHE_COLS(NAME, T)                                                                                     \
+    static void cache_cols_##NAME(int64_t n_cols, FLOAT_COLS_ARGS(T), int64_t ahead) {                                 \
+        const int64_t n = !ahead ? 0 : n_cols < FLOAT_STREAM_MOST ? n_cols : FLOAT_STREAM_MOST;                        \
+        if (n) float_stream_##NAME(n, w, w_k, w_rv, x, x_cols, n_k, acc, acc_cols, acc_rv, ahead);                     \
+        if (n == n_cols) return;                                                                                       \
+        float_cols_##NAME(n_cols - n, w, w_k, w_rv, x + n * x_cols, x_cols, n_k, acc + n * acc_cols, acc_cols, acc_rv); \
+    }
+DEFINE_CACHE_COLS(f32, float)
+DEFINE_CACHE_COLS(f16, uint16_t)
 
-static INLINE void prefetch_share(const ahead *next, int64_t share, int64_t n_shares) {
-    int64_t begin = next->n_bytes * share / n_shares & ~(int64_t)63, end = next->n_bytes * (share + 1) / n_shares;
-    prefetch_bytes(next->from + begin, end - begin);
-}
-
-/* out (n_cols, n_rows at out_cols apart) += rows of a cache tile by x: FLOAT_RV groups of 16 rows at a time.
+/* out (n_cols, n_rows at out_cols apart) += rows of a cache tile by x: FLOAT_RV groups of 16 rows at a time. ahead: bytes
+ * from what is read to what is asked for meanwhile, as it is read next; 0 for nothing.
  * wide: FLOAT_ROWS * n_k floats of scratch */
 static void cache_rows(const woolly_kv_head *kv, const void *base, int64_t at, int64_t w_k, int64_t w_group,
                        int64_t n_groups, const float *x, int64_t x_cols, int64_t n_k, int64_t n_cols, float *out,
-                       int64_t out_cols, float *wide, const ahead *next) {
+                       int64_t out_cols, float *wide, int64_t ahead) {
     for (int64_t g = 0; g < n_groups; g += FLOAT_RV) {
         int whole = g + FLOAT_RV <= n_groups;
-        prefetch_share(next, g / FLOAT_RV, (n_groups + FLOAT_RV - 1) / FLOAT_RV);
         int64_t w_rv = whole ? w_group : 0, acc_rv = whole ? 16 : 0;
         if (kv->kv_type == WOOLLY_KV_F32) {
-            float_cols_f32(n_cols, (const float *)base + at + g * w_group, w_k, w_rv, x, x_cols, n_k, out + g * 16,
-                           out_cols, acc_rv);
+            cache_cols_f32(n_cols, (const float *)base + at + g * w_group, w_k, w_rv, x, x_cols, n_k, out + g * 16,
+                           out_cols, acc_rv, ahead);
             continue;
         }
         const uint16_t *w = (const uint16_t *)base + at + g * w_group;
         if (n_cols < CACHE_DIRECT) {
-            float_cols_f16(n_cols, w, w_k, w_rv, x, x_cols, n_k, out + g * 16, out_cols, acc_rv);
+            cache_cols_f16(n_cols, w, w_k, w_rv, x, x_cols, n_k, out + g * 16, out_cols, acc_rv, ahead);
             continue;
         }
-        for (int64_t k = 0; k < n_k; k++)
+        for (int64_t k = 0; k < n_k; k++) {
+            if (ahead) PREFETCH_L2((const char *)(w + k * w_k + k % FLOAT_RV * w_rv) + ahead);
             for (int v = 0; v < FLOAT_RV; v++)
                 vf_store(wide + (k * FLOAT_RV + v) * 16, vf_load_f16(w + k * w_k + v * w_rv));
+        }
         float_cols_f32(n_cols, wide, FLOAT_ROWS, 16, x, x_cols, n_k, out + g * 16, out_cols, acc_rv);
     }
 }
@@ -122,9 +124,8 @@ static void mend_column(const woolly_kv_head *kv, int64_t key0, int64_t lo, int6
     for (int64_t i = 0; i < kv->head_dim; i += 16) zero = vf_fma(vf_load(acc + i), vf_set1(0), zero);
     if (vf_sum(zero) == 0) return;
     memset(acc, 0, sizeof(float) * (size_t)kv->head_dim);
-    ahead nothing = {0};
     cache_rows(kv, kv->v, (key0 + lo) * kv->head_dim, kv->head_dim, 16, kv->head_dim / 16, p + lo, WOOLLY_KV_TILE, hi - lo, 1,
-               acc, kv->head_dim, NULL, &nothing);
+               acc, kv->head_dim, NULL, 0);
 }
 
 /* What attention_tile needs beside the cache, all of it in the caller's scratch */
@@ -153,13 +154,12 @@ static void attention_tile(const woolly_kv_head *kv, const woolly_queries *queri
     if (first >= n_keys || n_keys <= 0) return;
     int64_t group0 = first > 0 ? first / 16 : 0, n_groups = (n_keys + 15) / 16 - group0, n_seen = n_keys - group0 * 16;
     int64_t at = (key0 + group0 * 16) * head_dim, size = kv->kv_type == WOOLLY_KV_F16 ? 2 : 4;
-    ahead values = {(const char *)kv->v + at * size, n_seen * head_dim * size};
-    ahead keys = {(const char *)kv->k + (key0 + WOOLLY_KV_TILE) * head_dim * size,
-                  is_more ? WOOLLY_KV_TILE * head_dim * size : 0};
+    int64_t values = (const char *)kv->v - (const char *)kv->k; /* from a tile's keys, and from these to the next keys */
+    int64_t next_keys = is_more ? WOOLLY_KV_TILE * head_dim * size - values : 0;
 
     memset(own->s, 0, sizeof(float) * (size_t)(n_cols * WOOLLY_KV_TILE));
     cache_rows(kv, kv->k, at, 16, 16 * head_dim, n_groups, own->q, head_dim, head_dim, n_cols, own->s, WOOLLY_KV_TILE,
-               own->wide, &values);
+               own->wide, values);
     for (int64_t c = 0; c < n_cols; c++) {
         int64_t pos = queries->pos + t0 + c / n_rep - key0, lo = queries->window ? pos - queries->window + 1 : 0;
         own->m[c] = tile_softmax(own->s + c * WOOLLY_KV_TILE, n_groups, lo - group0 * 16, pos + 1 - group0 * 16,
@@ -167,7 +167,7 @@ static void attention_tile(const woolly_kv_head *kv, const woolly_queries *queri
     }
     memset(own->acc, 0, sizeof(float) * (size_t)(n_cols * head_dim));
     cache_rows(kv, kv->v, at, head_dim, 16, head_dim / 16, own->s, WOOLLY_KV_TILE, n_seen, n_cols, own->acc, head_dim,
-               own->wide, &keys);
+               own->wide, next_keys);
     for (int64_t c = 0; c < n_cols; c++) {
         int64_t pos = queries->pos + t0 + c / n_rep - key0, lo = queries->window ? pos - queries->window + 1 : 0;
         int64_t first_key = group0 * 16, hi = pos + 1 < n_keys ? pos + 1 : n_keys;

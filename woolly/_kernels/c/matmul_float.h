@@ -19,8 +19,8 @@
 
 /* acc[c * acc_cols + rv * acc_rv + lane] += sum over k of w[k * w_k + rv * w_rv + lane] x[c * x_cols + k];
  * distances in elements. For an odd last group w_rv = acc_rv = 0: the same rows twice. float_stream_* are the same for up
- * to FLOAT_DIRECT columns; they ask for each line of weights `ahead` bytes before it is used, as one burst of requests
- * would hold up what is read meanwhile */
+ * to FLOAT_STREAM_MOST columns; they ask for each line of weights `ahead` bytes before it is used, as one burst of
+ * requests would hold up what is read meanwhile */
 #define FLOAT_COLS_ARGS(T)                                                                                             \
     const T *w, int64_t w_k, int64_t w_rv, const float *x, int64_t x_cols, int64_t n_k, float *acc, int64_t acc_cols,  \
         int64_t acc_rv
@@ -34,8 +34,10 @@
         UNROLL for (int c = 0; c < NC; c++) UNROLL for (int v = 0; v < FLOAT_RV; v++)                                  \
             sum[c][v] = vf_load(acc + c * acc_cols + v * acc_rv);                                                      \
         for (int64_t k = 0; k < n_k; k++) {                                                                            \
-            if (STREAMS && k % (4 / (int64_t)sizeof(T)) == 0)                                                          \
+            if (STREAMS && sizeof(T) == 4)                                                                             \
                 UNROLL for (int v = 0; v < FLOAT_RV; v++) PREFETCH_L2((const char *)(w + v * w_rv) + ahead);           \
+            else if (STREAMS) /* half a line: each group's every other time */                                         \
+                PREFETCH_L2((const char *)(w + k % FLOAT_RV * w_rv) + ahead);                                          \
             vf wk[FLOAT_RV];                                                                                           \
             UNROLL for (int v = 0; v < FLOAT_RV; v++) wk[v] = LOAD(w + v * w_rv);                                      \
             UNROLL for (int c = 0; c < NC; c++) {                                                                      \
@@ -64,14 +66,23 @@
     case NC: float_cols_##NAME##_##NC(w, w_k, w_rv, x, x_cols, n_k, acc, acc_cols, acc_rv, 0); return;
 #define FLOAT_STREAM_CASE(NAME, T, LOAD, NC)                                                                           \
     case NC: float_stream_##NAME##_##NC(w, w_k, w_rv, x, x_cols, n_k, acc, acc_cols, acc_rv, ahead); return;
-#define EACH_DIRECT_NC(M, NAME, T, LOAD) M(NAME, T, LOAD, 1) M(NAME, T, LOAD, 2) M(NAME, T, LOAD, 3) M(NAME, T, LOAD, 4)
+#define EACH_STREAM_NC(M, NAME, T, LOAD)                                                                               \
+    M(NAME, T, LOAD, 1) M(NAME, T, LOAD, 2) M(NAME, T, LOAD, 3) M(NAME, T, LOAD, 4) M(NAME, T, LOAD, 5)                \
+    M(NAME, T, LOAD, 6) FLOAT_STREAM_ABOVE_6(M, NAME, T, LOAD)
+#if FLOAT_NC == 12
+#define FLOAT_STREAM_ABOVE_6(M, NAME, T, LOAD) M(NAME, T, LOAD, 7) M(NAME, T, LOAD, 8)
+#define FLOAT_STREAM_MOST 8
+#else
+#define FLOAT_STREAM_ABOVE_6(M, NAME, T, LOAD)
+#define FLOAT_STREAM_MOST 6
+#endif
 
-/* float_cols_NAME(n_cols, ...): any number of columns, FLOAT_NC at a time; float_stream_NAME: up to FLOAT_DIRECT */
+/* float_cols_NAME(n_cols, ...): any number of columns, FLOAT_NC at a time; float_stream_NAME: up to FLOAT_STREAM_MOST */
 #define DEFINE_FLOAT_KERNEL(NAME, T, LOAD)                                                                             \
     EACH_FLOAT_NC(DEFINE_FLOAT_COLS, NAME, T, LOAD)                                                                    \
-    EACH_DIRECT_NC(DEFINE_FLOAT_STREAM, NAME, T, LOAD)                                                                 \
+    EACH_STREAM_NC(DEFINE_FLOAT_STREAM, NAME, T, LOAD)                                                                 \
     static void float_stream_##NAME(int64_t n_cols, FLOAT_COLS_ARGS(T), int64_t ahead) {                               \
-        switch (n_cols) { EACH_DIRECT_NC(FLOAT_STREAM_CASE, NAME, T, LOAD) }                                           \
+        switch (n_cols) { EACH_STREAM_NC(FLOAT_STREAM_CASE, NAME, T, LOAD) }                                           \
     }                                                                                                                  \
     static void float_cols_##NAME(int64_t n_cols, FLOAT_COLS_ARGS(T)) {                                                \
         for (; n_cols > FLOAT_NC_MOST; n_cols -= FLOAT_NC_MOST, x += FLOAT_NC_MOST * x_cols,                           \
