@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -23,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 Case = dict[str, Any]
 Call = Callable[[], object]
@@ -34,6 +36,7 @@ HEADS, KV_HEADS, HEAD_DIM = 32, 4, 64
 WIDTH = 2048  # of the kernels along rows
 SAMPLE_S = 0.003
 LEAST_TURNS = 5
+PAGE = 4096
 ALL_CORES = os.sched_getaffinity(0) if hasattr(os, "sched_getaffinity") else set()
 
 
@@ -289,8 +292,9 @@ def prepare_rows(case: Case) -> Call:
 
     n, n_threads = case["columns"], case["threads"]
     rng = np.random.default_rng(0)
-    x, y = rng.standard_normal((2, n, WIDTH), dtype=np.float32)
-    out, weight = np.empty_like(x), np.ones(WIDTH, dtype=np.float32)
+    x, y, out = (floats_at(offset, (n, WIDTH)) for offset in (0, 1024, 2048))
+    x[:], y[:] = rng.standard_normal((2, n, WIDTH), dtype=np.float32)
+    weight = np.ones(WIDTH, dtype=np.float32)
     heads = x.reshape(n, -1, HEAD_DIM)
     cos, sin = np.ones((n, HEAD_DIM // 2), dtype=np.float32), np.zeros((n, HEAD_DIM // 2), dtype=np.float32)
     calls: dict[str, Call] = {
@@ -300,6 +304,14 @@ def prepare_rows(case: Case) -> Call:
         "quantise": lambda: limits.quantize_rows(x, n_threads=n_threads),
     }
     return calls[case["kernel"]]
+
+
+def floats_at(offset: int, shape: tuple[int, ...]) -> NDArray[np.float32]:
+    """An array that begins so many bytes into a page: loads wait for stores at the same place of another page."""
+    n_bytes = math.prod(shape) * 4
+    whole = np.empty(n_bytes + 2 * PAGE, dtype=np.uint8)
+    begin = -whole.ctypes.data % PAGE + offset
+    return whole[begin : begin + n_bytes].view(np.float32).reshape(shape)
 
 
 if __name__ == "__main__":
