@@ -23,9 +23,8 @@
 #define INT_DIRECT_RARE INT_DIRECT /* the same of the rarer formats: fewer where the compiler takes long over them */
 #endif
 
-/* Weights that stream by are asked for as long before they are used as a pair of row groups takes; in the last pair of a
- * range, where what follows may be another thread's, by so many bytes */
-#define LAST_AHEAD 1024
+/* Bytes: weights of each row group that stream by are asked for so long before they are used */
+#define INT_AHEAD 16384
 
 typedef struct {
     ALIGNED uint8_t q[INT_TILE][8][INT_RV][64];
@@ -166,10 +165,12 @@ static INLINE vb rebias(vb q, int bias, int tile_bias) {
     enum { NAME##_SUB = NAME##_OUTER * NAME##_INNER }; /* blocks of 32 in one of the format's blocks */                \
                                                                                                                        \
     static INLINE void NAME##_direct(const woolly_matmul_args *a, int digits, int nc, int64_t col, int64_t group,      \
-                                     int64_t n_rv, int is_last) {                                                      \
+                                     int64_t n_rv) {                                                                   \
         const NAME##_group *w[INT_RV];                                                                                 \
         const int64_t n_blocks = a->n_k / NAME##_BLOCK;                                                                \
-        const int64_t ahead = is_last ? LAST_AHEAD : INT_RV * n_blocks * (int64_t)sizeof(NAME##_group);                \
+        const int64_t size = n_blocks * (int64_t)sizeof(NAME##_group), near = size < INT_AHEAD ? size : INT_AHEAD;     \
+        /* where a row group ends, the one that takes its place in the next pair */                                    \
+        const int64_t far = near + (INT_RV - 1) * size, n_near = (size - near) / (int64_t)sizeof(NAME##_group);        \
         const int n_g = NAME##_HALVES ? 4 : 8, n_chains = nc == 1 && !NAME##_HALVES ? 2 : 1;                           \
         UNROLL for (int v = 0; v < INT_RV; v++)                                                                        \
             w[v] = (const NAME##_group *)a->w + (group + (v < n_rv ? v : 0)) * n_blocks;                               \
@@ -178,14 +179,15 @@ static INLINE vb rebias(vb q, int bias, int tile_bias) {
         vf sum[INT_DIRECT][INT_RV];                                                                                    \
         UNROLL for (int c = 0; c < nc; c++) UNROLL for (int v = 0; v < INT_RV; v++) sum[c][v] = vf_set1(0);            \
         for (int64_t b = 0; b < n_blocks; b++) {                                                                       \
+            const int64_t ahead = b < n_near ? near : far;                                                             \
             _Pragma("GCC unroll 1") for (int o = 0; o < NAME##_OUTER; o++) {                                           \
                 UNROLL for (int i = 0; i < NAME##_INNER; i++) {                                                        \
                     READ_AGAIN;                                                                                        \
                     const int64_t s = (b * NAME##_OUTER + o) * NAME##_INNER + i;                                       \
-                    const int size = (int)sizeof(NAME##_group) / NAME##_OUTER;                                         \
+                    const int part_size = (int)sizeof(NAME##_group) / NAME##_OUTER;                                    \
                     if (a->streams)                                                                                    \
                         UNROLL for (int v = 0; v < INT_RV; v++)                                                        \
-                            prefetch_part((const char *)(w[v] + b) + ahead + o * size, size, i, NAME##_INNER);         \
+                            prefetch_part((const char *)(w[v] + b) + ahead + o * part_size, part_size, i, NAME##_INNER); \
                     vi dot[INT_DIRECT][INT_RV][2];                                                                     \
                     UNROLL for (int half = 0; half <= NAME##_HALVES; half++) {                                         \
                         vi part[INT_DIRECT][INT_RV][2][2]; /* [digit][chain] */                                        \
@@ -272,12 +274,11 @@ static INLINE vb rebias(vb q, int bias, int tile_bias) {
         }                                                                                                              \
     }                                                                                                                  \
                                                                                                                        \
-    static INLINE void NAME##_streamed(const woolly_matmul_args *a, int digits, int64_t group, int64_t n_rv,           \
-                                       int is_last) {                                                                  \
+    static INLINE void NAME##_streamed(const woolly_matmul_args *a, int digits, int64_t group, int64_t n_rv) {         \
         int64_t col = 0;                                                                                               \
-        for (; DIRECT >= 4 && col + 4 <= a->n_cols; col += 4) NAME##_direct(a, digits, 4, col, group, n_rv, is_last);  \
-        if (DIRECT >= 2 && a->n_cols - col >= 2) NAME##_direct(a, digits, 2, col, group, n_rv, is_last), col += 2;     \
-        if (a->n_cols - col == 1) NAME##_direct(a, digits, 1, col, group, n_rv, is_last);                              \
+        for (; DIRECT >= 4 && col + 4 <= a->n_cols; col += 4) NAME##_direct(a, digits, 4, col, group, n_rv);           \
+        if (DIRECT >= 2 && a->n_cols - col >= 2) NAME##_direct(a, digits, 2, col, group, n_rv), col += 2;              \
+        if (a->n_cols - col == 1) NAME##_direct(a, digits, 1, col, group, n_rv);                                       \
     }                                                                                                                  \
                                                                                                                        \
     static void NAME##_matmul(const woolly_matmul_args *a, int64_t group_begin, int64_t group_end) {                   \
@@ -287,9 +288,8 @@ static INLINE vb rebias(vb q, int bias, int tile_bias) {
                 NAME##_tiled(a, group, n_rv);                                                                          \
                 continue;                                                                                              \
             }                                                                                                          \
-            int is_last = group + INT_RV >= group_end;                                                                 \
-            if (a->n_digits == 1) NAME##_streamed(a, 1, group, n_rv, is_last);                                         \
-            else NAME##_streamed(a, 2, group, n_rv, is_last);                                                          \
+            if (a->n_digits == 1) NAME##_streamed(a, 1, group, n_rv);                                                  \
+            else NAME##_streamed(a, 2, group, n_rv);                                                                   \
         }                                                                                                              \
     }
 
