@@ -17,6 +17,7 @@ import oracle_models
 import pytest
 from make_gguf import write_tiny_gemma3, write_tiny_llama
 
+import woolly
 from woolly._kernels import active_isa, aligned_empty, available_isas, use_isa
 from woolly._kernels import limits as loops
 from woolly.bench import harness, limits, machine, plots, report, sizes, stack, steps, subjects
@@ -549,6 +550,38 @@ def test_compare_matmuls() -> None:
     refused = subprocess.run(command[:2], capture_output=True, text=True, check=False)
     assert refused.returncode == 2
     assert "nothing to compare: give --model or --matmul" in refused.stderr
+
+
+def test_kernels_of_two_trees_by_turns(tmp_path: Path) -> None:
+    script = Path(__file__).parents[1] / "bench" / "before_after.py"
+    tree, rows = str(Path(woolly.__file__).parents[1]), tmp_path / "rows.jsonl"
+    options = [
+        "--isa",
+        "scalar",
+        "--kernels",
+        "cached,rows",
+        "--formats",
+        "q4_0",
+        "--columns",
+        "1",
+        "--seconds",
+        "0.01",
+    ]
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run([sys.executable, str(script), *arguments], capture_output=True, text=True, check=False)
+
+    done = run(tree, tree, *options, "--out", str(rows))
+    assert done.returncode == 0, done.stderr
+    measured = [json.loads(line) for line in rows.read_text().splitlines()]
+    assert len(measured) == 9
+    assert all(row["old_s"] > 0 and row["new_s"] > 0 and row["speed"] > 0 for row in measured)
+    shown = run("--table", str(rows)).stdout
+    assert "Matmul, cached, 1 thread\n\n| | scalar × 1 |\n|---|---:|\n| q4_0 |" in shown
+    assert "| rmsnorm, 64 columns |" in shown
+    assert "expected OLD_TREE and NEW_TREE" in run(tree).stderr
+    assert "is no tree of this repository" in run(str(tmp_path), tree).stderr
+    assert "the process of a tree ended with status 1" in run(tree, tree, "--isa", "none", "--kernels", "rows").stderr
 
 
 def test_recorded_results_are_shown(tmp_path: Path) -> None:
