@@ -308,10 +308,9 @@ def prepare_rows(case: Case) -> Call:
 
 def floats_at(offset: int, shape: tuple[int, ...]) -> NDArray[np.float32]:
     """An array that begins so many bytes into a page: loads wait for stores at the same place of another page."""
-    n_bytes = math.prod(shape) * 4
-    whole = np.empty(n_bytes + 2 * PAGE, dtype=np.uint8)
-    begin = -whole.ctypes.data % PAGE + offset
-    return whole[begin : begin + n_bytes].view(np.float32).reshape(shape)
+    from woolly._kernels import aligned_empty
+
+    return aligned_empty(offset + math.prod(shape) * 4, align=PAGE)[offset:].view(np.float32).reshape(shape)
 
 
 if __name__ == "__main__":

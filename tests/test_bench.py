@@ -555,18 +555,8 @@ def test_compare_matmuls() -> None:
 def test_kernels_of_two_trees_by_turns(tmp_path: Path) -> None:
     script = Path(__file__).parents[1] / "bench" / "before_after.py"
     tree, rows = str(Path(woolly.__file__).parents[1]), tmp_path / "rows.jsonl"
-    options = [
-        "--isa",
-        "scalar",
-        "--kernels",
-        "cached,rows",
-        "--formats",
-        "q4_0",
-        "--columns",
-        "1",
-        "--seconds",
-        "0.01",
-    ]
+    options = ["--isa", "scalar", "--kernels", "cached,rows", "--formats", "q4_0", "--columns", "1"]
+    options += ["--seconds", "0.01"]
 
     def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run([sys.executable, str(script), *arguments], capture_output=True, text=True, check=False)

@@ -7,17 +7,15 @@ buffers, is `Program`'s business. A token's result depends on its own scores and
 
 import numpy as np
 
-from cython.parallel cimport prange
 from libc.math cimport INFINITY
 from libc.stdint cimport int32_t, int64_t, uint8_t
 from libc.string cimport memset
 
 from woolly._kernels.dispatch cimport active
-from woolly._kernels.kernels cimport WOOLLY_GROUP, woolly_format, woolly_kernels, woolly_matmul_args
+from woolly._kernels.kernels cimport woolly_format, woolly_kernels, woolly_matmul_args
 from woolly._kernels.matmul cimport MatrixView, PackedMatrix
 
 from woolly._kernels.matmul import aligned_empty
-from woolly._kernels.threads import check_threads
 
 GATINGS = ("softmax", "softmax_chosen")
 
@@ -93,19 +91,13 @@ cdef class PackedExperts:
         """
         cdef MatrixView m = (<PackedMatrix>self.matrices[0]).view
         cdef const woolly_format *f = &active().formats[m.format]
-        cdef int64_t n_experts = len(self.matrices), row_bytes = m.n_blocks * f.block_bytes, task, e, group, row
+        cdef int64_t n_experts = len(self.matrices), row_bytes = m.n_blocks * f.block_bytes
         if (rows.shape[0], rows.shape[1], rows.shape[2]) != (n_experts, m.n_rows, row_bytes):
             raise ValueError(f"pack: expected {self.format} rows of shape ({n_experts}, {m.n_rows}, {row_bytes}) "
                              f"bytes, got ({rows.shape[0]}, {rows.shape[1]}, {rows.shape[2]})")
-        cdef int threads = check_threads(n_threads)
-        cdef const uint8_t *source = &rows[0, 0, 0]
         self.reserve()
-        for task in prange(n_experts * m.n_groups, nogil=True, num_threads=threads, schedule="dynamic"):
-            e = task // m.n_groups
-            group = task % m.n_groups
-            row = group * WOOLLY_GROUP
-            f.pack(source + (e * m.n_rows + row) * row_bytes, row_bytes, min(WOOLLY_GROUP, m.n_rows - row), m.n_blocks,
-                   self.each[e].w + group * m.group_bytes)
+        for matrix, each in zip(self.matrices, rows, strict=True):
+            matrix.pack(each, n_threads=n_threads)
         return self
 
 

@@ -167,8 +167,7 @@ cdef class PackedMatrix:
         cdef uint8_t *groups = m.w + begin // WOOLLY_GROUP * m.group_bytes
         cdef int64_t n_groups = (n + WOOLLY_GROUP - 1) // WOOLLY_GROUP
         for group in prange(n_groups, nogil=True, num_threads=threads, schedule="dynamic"):
-            f.pack(source + group * WOOLLY_GROUP * row_bytes, row_bytes, min(WOOLLY_GROUP, n - group * WOOLLY_GROUP),
-                   m.n_blocks, groups + group * m.group_bytes)
+            pack_group(f, m, source, n, group, row_bytes, groups)
         return self
 
     def pack_file(self, file, offset, /, *, first=0, n_rows=None, n_threads=None):
@@ -309,7 +308,7 @@ cdef int FILE_ENDS = -1
 cdef int read_and_pack(const woolly_format *f, const MatrixView *m, int descriptor, int64_t offset, int64_t n_rows,
                        int64_t row_bytes, uint8_t *rows, uint8_t *groups) noexcept nogil:
     """Read rows from a file and pack them; 0, FILE_ENDS or an errno comes back."""
-    cdef int64_t n_bytes = n_rows * row_bytes, n_read = 0, group, row
+    cdef int64_t n_bytes = n_rows * row_bytes, n_read = 0, group
     cdef ssize_t n
     while n_read < n_bytes:
         n = pread(descriptor, rows + n_read, n_bytes - n_read, offset + n_read)
@@ -320,10 +319,16 @@ cdef int read_and_pack(const woolly_format *f, const MatrixView *m, int descript
         elif errno != EINTR:
             return errno
     for group in range((n_rows + WOOLLY_GROUP - 1) // WOOLLY_GROUP):
-        row = group * WOOLLY_GROUP
-        f.pack(rows + row * row_bytes, row_bytes, min(WOOLLY_GROUP, n_rows - row), m.n_blocks,
-               groups + group * m.group_bytes)
+        pack_group(f, m, rows, n_rows, group, row_bytes, groups)
     return 0
+
+
+cdef inline void pack_group(const woolly_format *f, const MatrixView *m, const uint8_t *rows, int64_t n_rows,
+                            int64_t group, int64_t row_bytes, uint8_t *groups) noexcept nogil:
+    """Pack one group of the n_rows rows to its place among the groups."""
+    cdef int64_t row = group * WOOLLY_GROUP
+    f.pack(rows + row * row_bytes, row_bytes, min(WOOLLY_GROUP, n_rows - row), m.n_blocks,
+           groups + group * m.group_bytes)
 
 
 cdef void matrix_row(const woolly_kernels *kernels, const MatrixView *m, int64_t row, uint8_t *blocks,
