@@ -351,5 +351,5 @@ cdef tuple quantized(const float[:, ::1] x, woolly_quantize_fn quantize, str nam
             for t in range(x.shape[0]):
                 quantize(&x[t, 0], n, &view[t, 0])
     digits = records[:, :2 * n].view(np.int8).astype(np.int32)
-    scales = np.ascontiguousarray(records[:, 2 * n:2 * n + n // WOOLLY_QBLOCK * 4])
+    scales = np.ascontiguousarray(records[:, 4 * n:4 * n + n // WOOLLY_QBLOCK * 4])
     return 256 * digits[:, :n] + digits[:, n:], scales.view(np.float32)

@@ -190,21 +190,28 @@ static INLINE void q8_scale(int32_t bits, float *d, float *inverse) {
     *inverse = 0;
 }
 
-/* 16 values -> their digits; returns q */
-static INLINE vi quantize_digits(vf x, float inverse, int8_t *hi, int8_t *lo) {
+static INLINE vi rounded(vf x) {
     const vf magic = vf_set1(12582912.0f); /* 1.5 * 2^23: adding it leaves round(x) in the low bits */
-    vi q = vi_add(vf_bits(vf_add(vf_mul(x, vf_set1(inverse)), magic)), vi_set1(-0x4b400000));
-    vi high = vi_sra(vi_add(q, vi_set1(128)), 8);
-    vi low = vi_max(vi_sub(q, vi_sll(high, 8)), vi_set1(-127));
-    vi_store_i8(hi, high);
-    vi_store_i8(lo, low);
-    return vi_add(vi_sll(high, 8), low);
+    return vi_add(vf_bits(vf_add(x, magic)), vi_set1(-0x4b400000));
+}
+
+/* 32 values -> their digits, and the words that are both together, which it returns */
+static INLINE vi quantize_digits(int digits, const float *x, float inverse, int8_t *hi, int8_t *lo, int16_t *words) {
+    const vf all = vf_set1(inverse);
+    vi q = vi_words(rounded(vf_mul(vf_load(x), all)), rounded(vf_mul(vf_load(x + 16), all)));
+    vi high = vi_sra16(vi_add16(q, vi_set1(128 * 0x10001)), 8), upper = vi_sll16(high, 8);
+    vi low = vi_max16(vi_sub16(q, upper), vi_set1((int32_t)0xff81ff81)); /* -127 */
+    vi_store_bytes(hi, high);
+    vi_store_bytes(lo, low);
+    q = vi_add16(upper, low);
+    if (digits == 2) vi_store(words, q);
+    return q;
 }
 
 /* n <= 4 blocks from x on: their maxima and sums are reduced together */
-static INLINE void quantize_blocks(int digits, const float *x, int n, int8_t *hi, int8_t *lo, float *d, float *sum,
-                                   int32_t *corr, int32_t *corr16) {
-    vi magnitude[4], q[8];
+static INLINE void quantize_blocks(int digits, const float *x, int n, int8_t *hi, int8_t *lo, int16_t *words, float *d,
+                                   float *sum, int32_t *corr, int32_t *corr16) {
+    vi magnitude[4], q[4];
     int32_t bits[4], sums[8];
     const vi no_sign = vi_set1(0x7fffffff), zero = vi_set1(0);
     /* as integers: a NaN's bits are above infinity's, which are above all finite ones */
@@ -214,17 +221,15 @@ static INLINE void quantize_blocks(int digits, const float *x, int n, int8_t *hi
     vi_hmax4(magnitude, bits);
     UNROLL for (int b = 0; b < 4; b++) {
         if (b >= n) {
-            q[2 * b] = q[2 * b + 1] = zero;
+            q[b] = zero;
             continue;
         }
         float inverse;
         if (digits == 2) q16_scale(bits[b], &d[b], &inverse);
         else q8_scale(bits[b], &d[b], &inverse);
-        q[2 * b] = quantize_digits(vf_load(x + 32 * b), inverse, hi + 32 * b, lo + 32 * b);
-        q[2 * b + 1] = quantize_digits(vf_load(x + 32 * b + 16), inverse, hi + 32 * b + 16, lo + 32 * b + 16);
+        q[b] = quantize_digits(digits, x + 32 * b, inverse, hi + 32 * b, lo + 32 * b, words + 32 * b);
     }
-    vi_hsum4(q, sums);
-    vi_hsum4(q + 4, sums + 4);
+    vi_hsum4_words(q, sums);
     for (int b = 0; b < n; b++) {
         sum[b] = (float)(sums[2 * b] + sums[2 * b + 1]) * d[b];
         corr[b] = -128 * (sums[2 * b] + sums[2 * b + 1]);
@@ -236,12 +241,15 @@ static INLINE void quantize_blocks(int digits, const float *x, int n, int8_t *hi
 static INLINE void quantize_record(int digits, const float *x, int64_t n_k, uint8_t *record) {
     int64_t n_blocks = n_k / WOOLLY_QBLOCK, b = 0;
     int8_t *hi = (int8_t *)record, *lo = hi + n_k;
-    float *d = (float *)(lo + n_k), *sum = d + n_blocks;
+    int16_t *words = (int16_t *)(lo + n_k);
+    float *d = (float *)(words + n_k), *sum = d + n_blocks;
     int32_t *corr = (int32_t *)(sum + n_blocks), *corr16 = corr + n_blocks;
     for (; b + 4 <= n_blocks; b += 4)
-        quantize_blocks(digits, x + 32 * b, 4, hi + 32 * b, lo + 32 * b, d + b, sum + b, corr + b, corr16 + 2 * b);
+        quantize_blocks(digits, x + 32 * b, 4, hi + 32 * b, lo + 32 * b, words + 32 * b, d + b, sum + b, corr + b,
+                        corr16 + 2 * b);
     for (; b < n_blocks; b++)
-        quantize_blocks(digits, x + 32 * b, 1, hi + 32 * b, lo + 32 * b, d + b, sum + b, corr + b, corr16 + 2 * b);
+        quantize_blocks(digits, x + 32 * b, 1, hi + 32 * b, lo + 32 * b, words + 32 * b, d + b, sum + b, corr + b,
+                        corr16 + 2 * b);
 }
 
 static void quantize_q16(const float *x, int64_t n_k, uint8_t *record) { quantize_record(2, x, n_k, record); }
@@ -260,7 +268,7 @@ static INLINE void store_digits(uint16_t *out, vf x) {
 
 static void bf16_of_q16(const uint8_t *record, int64_t n_k, int64_t col, uint16_t *bf16) {
     const int8_t *hi = (const int8_t *)record, *lo = hi + n_k;
-    const float *d = (const float *)(lo + n_k);
+    const float *d = (const float *)(record + 4 * n_k);
     uint16_t *out = bf16 + col / 16 * (32 * n_k) + col % 16 * 32;
     for (int64_t k = 0; k < n_k; k += 16) {
         vf scale = vf_set1(d[k / 32]);
@@ -279,7 +287,7 @@ static void bf16_of_q8(const uint8_t *record, int64_t n_k, int64_t col, uint16_t
 
 static void dequantize_q16(const uint8_t *record, int64_t n_k, float *out) {
     const int8_t *hi = (const int8_t *)record, *lo = hi + n_k;
-    const float *d = (const float *)(lo + n_k);
+    const float *d = (const float *)(record + 4 * n_k);
     for (int64_t k = 0; k < n_k; k++) out[k] = d[k / WOOLLY_QBLOCK] * (float)(256 * hi[k] + lo[k]);
 }
 

@@ -214,7 +214,7 @@ DEFINE_AMX_TILE(halves_q8, 1, AMX_HALVES, 0)
 
 /* NAME_matmul_amx, for a format that DEFINE_INT_MATMUL has defined; KIND names the tile kernel, N_BITS are those of what
  * NAME_quants gives */
-#define DEFINE_AMX_MATMUL(NAME, KIND, N_BITS)                                                                            \
+#define DEFINE_AMX_MATMUL(NAME, KIND, N_BITS)                                                                          \
     _Static_assert(AMX_BLOCKS % NAME##_INNER == 0, "a tile holds whole parts of " #NAME);                              \
                                                                                                                        \
     /* n parts, of INNER blocks of 32 each, from the part-th on of a row group */                                      \

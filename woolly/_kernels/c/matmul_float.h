@@ -33,7 +33,7 @@
         vf sum[NC][FLOAT_RV];                                                                                          \
         UNROLL for (int c = 0; c < NC; c++) UNROLL for (int v = 0; v < FLOAT_RV; v++)                                  \
             sum[c][v] = vf_load(acc + c * acc_cols + v * acc_rv);                                                      \
-        for (int64_t k = 0; k < n_k; k++) {                                                                            \
+        _Pragma("GCC unroll 4") for (int64_t k = 0; k < n_k; k++) {                                                    \
             if (STREAMS && sizeof(T) == 4)                                                                             \
                 UNROLL for (int v = 0; v < FLOAT_RV; v++) PREFETCH_L2((const char *)(w + v * w_rv) + ahead);           \
             else if (STREAMS) /* half a line: each group's every other time */                                         \

@@ -4,11 +4,12 @@
  *
  * (formats with a scale or a minimum for 16 weights have two terms of that kind in a block).
  *
- * x = 256 hi + lo, so a dot product is two of int8: over hi, shifted by 8 bits, and on over lo. They are exact in int32, and
- * so are products with dx, a power of two; each term then is an fma of the element's chain in f32. Of 8 bits, x = lo, and dx
- * is any number: the product with it is rounded. A lane is a row, so neither k nor a sum is ever split. Up to
- * DIRECT columns are computed from the packed blocks as they stream by; for more, a tile of INT_RV groups of rows is
- * unpacked to bytes once and used by all columns.
+ * Dot products are exact in int32, and so are products with dx, a power of two; each term then is an fma of the element's
+ * chain in f32. Of 8 bits, dx is any number: the product with it is rounded. A lane is a row, so neither k nor a sum is ever
+ * split. A few columns are computed from the packed blocks as they stream by, from bytes: as x = 256 hi + lo, a dot
+ * product is one over hi, shifted by 8 bits, and on over lo. For more, a tile of INT_RV groups of rows is unpacked once and
+ * used by all columns: to words of 16 bits, for activations of as many, or to bytes for those of 8. Two words are multiplied
+ * with what two digits by four bytes take, or less, and neither shift nor bias is left to do for each element.
  */
 #ifndef WOOLLY_MATMUL_INT_H
 #define WOOLLY_MATMUL_INT_H
@@ -16,18 +17,24 @@
 #include "matmul_float.h"
 
 #define INT_ROWS (INT_RV * 16)
-#define INT_TILE 16       /* blocks of 32 in a tile: 32 rows x 512 bytes take 16 KB of L1 */
+#define INT_TILE 16       /* blocks of 32 bytes in a tile, half as many of words: with 32 rows, 16 KB of L1 */
 #define INT_COL_BLOCK 128 /* columns that use a tile before the next one is made */
-#define INT_DIRECT 4      /* most columns that are computed without a tile */
+#define INT_DIRECT 4      /* columns that are computed without a tile at once, and most of them unless INT_TILED says more */
+#ifndef INT_TILED
+#define INT_TILED (INT_DIRECT + 1) /* least columns that use a tile */
+#endif
+#ifndef INT_DIRECT_K
+#define INT_DIRECT_K INT_DIRECT /* the same of formats in blocks of 256 */
+#endif
 #ifndef INT_DIRECT_RARE
-#define INT_DIRECT_RARE INT_DIRECT /* the same of the rarer formats: fewer where the compiler takes long over them */
+#define INT_DIRECT_RARE INT_DIRECT /* and of the rarer formats: fewer where the compiler takes long over them */
 #endif
 
 /* Bytes: weights of each row group that stream by are asked for so long before they are used */
 #define INT_AHEAD 16384
 
 typedef struct {
-    ALIGNED uint8_t q[INT_TILE][8][INT_RV][64];
+    ALIGNED uint8_t q[INT_TILE * 8][INT_RV][64]; /* of a block, 8 groups of 4 bytes, or 16 of 2 words */
     ALIGNED float d[INT_TILE][INT_RV][2][16];
     ALIGNED float m[INT_TILE][INT_RV][2][16];
 } int_tile;
@@ -60,6 +67,7 @@ static INLINE vf add_dots(int halves, vf acc, const vi *dot, const vf *d, float 
 /* Three columns share a pointer, see float_cols */
 typedef struct {
     const int8_t *digits[2]; /* hi, lo */
+    const int16_t *words;
     const float *d;
     const float *sum;
     const int32_t *corr;
@@ -69,14 +77,16 @@ typedef struct {
 static INLINE q16_column q16_at(const uint8_t *record, int64_t n_k, int64_t block) {
     int64_t n_blocks = n_k / WOOLLY_QBLOCK;
     const int8_t *hi = (const int8_t *)record + block * WOOLLY_QBLOCK;
-    const float *d = (const float *)(record + 2 * n_k);
+    const int16_t *words = (const int16_t *)(record + 2 * n_k) + block * WOOLLY_QBLOCK;
+    const float *d = (const float *)(record + 4 * n_k);
     const int32_t *corr = (const int32_t *)(d + 2 * n_blocks);
-    return (q16_column){{hi, hi + n_k}, d + block, d + n_blocks + block, corr + block, corr + n_blocks + 2 * block};
+    return (q16_column){{hi, hi + n_k}, words,        d + block, d + n_blocks + block,
+                        corr + block,   corr + n_blocks + 2 * block};
 }
 #define AT(pointer, offset_bytes) ((__typeof__(pointer))((const char *)(pointer) + (offset_bytes)))
 
 /* acc (nc, INT_ROWS) += the tile's n_blocks blocks, for nc columns from record xq on, the tile being at block0 */
-static INLINE void int_tile_cols(int digits, int bias, int halves, int min, int nc, const int_tile *tile, int n_blocks,
+static INLINE void int_tile_cols(int words, int bias, int halves, int min, int nc, const int_tile *tile, int n_blocks,
                                  const uint8_t *xq, int64_t xq_stride, int64_t n_k, int64_t block0, float *acc) {
     q16_column x3[(INT_NC + 2) / 3];
     UNROLL for (int c = 0; c < (nc + 2) / 3; c++) x3[c] = q16_at(xq + 3 * c * xq_stride, n_k, block0);
@@ -86,23 +96,20 @@ static INLINE void int_tile_cols(int digits, int bias, int halves, int min, int 
     for (int b = 0; b < n_blocks; b++) {
         vi dot[INT_NC][INT_RV][2];
         UNROLL for (int half = 0; half <= halves; half++) {
-            UNROLL for (int c = 0; c < nc; c++) UNROLL for (int v = 0; v < INT_RV; v++) dot[c][v][half] = vi_set1(0);
-            UNROLL for (int digit = 2 - digits; digit < 2; digit++) {
-                if (digit == 1) {
-                    UNROLL for (int c = 0; c < nc; c++) {
-                        const int32_t *corr = halves ? x3[c / 3].corr16 + 2 * b + half : x3[c / 3].corr + b;
-                        UNROLL for (int v = 0; v < INT_RV; v++)
-                            dot[c][v][half] = next_digit(bias, dot[c][v][half], AT(corr, c % 3 * xq_stride));
-                    }
-                }
-                int n_g = halves ? 4 : 8;
-                UNROLL for (int g = half * 4; g < half * 4 + n_g; g++) {
-                    vb w[INT_RV];
-                    UNROLL for (int v = 0; v < INT_RV; v++) w[v] = vi_load(tile->q[b][g][v]);
-                    UNROLL for (int c = 0; c < nc; c++) {
-                        const int8_t *x = AT(x3[c / 3].digits[digit] + 32 * b + 4 * g, c % 3 * xq_stride);
-                        UNROLL for (int v = 0; v < INT_RV; v++) dot[c][v][half] = dot4(bias, dot[c][v][half], w[v], x);
-                    }
+            const int n_groups = words ? 16 : 8, first = half * n_groups / 2, end = halves ? first + n_groups / 2 : n_groups;
+            UNROLL for (int c = 0; c < nc; c++) {
+                const int32_t *corr = halves ? x3[c / 3].corr16 + 2 * b + half : x3[c / 3].corr + b;
+                UNROLL for (int v = 0; v < INT_RV; v++)
+                    dot[c][v][half] = words ? vi_set1(0) : next_digit(bias, vi_set1(0), AT(corr, c % 3 * xq_stride));
+            }
+            UNROLL for (int g = first; g < end; g++) {
+                vi w[INT_RV];
+                UNROLL for (int v = 0; v < INT_RV; v++) w[v] = vi_load(tile->q[b * n_groups + g][v]);
+                UNROLL for (int c = 0; c < nc; c++) {
+                    const int8_t *x = AT(x3[c / 3].digits[1] + 32 * b + 4 * g, c % 3 * xq_stride);
+                    const int16_t *x16 = AT(x3[c / 3].words + 32 * b + 2 * g, c % 3 * xq_stride);
+                    UNROLL for (int v = 0; v < INT_RV; v++)
+                        dot[c][v][half] = words ? dot_words(dot[c][v][half], w[v], x16) : dot4(bias, dot[c][v][half], w[v], x);
                 }
             }
         }
@@ -126,32 +133,34 @@ static INLINE void int_tile_cols(int digits, int bias, int halves, int min, int 
     int64_t n_cols, const int_tile *tile, int n_blocks, const uint8_t *xq, int64_t xq_stride, int64_t n_k,             \
         int64_t block0, float *acc
 
-/* int_tile_KIND_q16 and _q8: any number of columns, INT_NC at a time, then 1 */
-#define DEFINE_INT_TILE_OF(NAME, DIGITS, BIAS, HALVES, MIN)                                                            \
+/* int_tile_KIND_q16 and _q8: any number of columns, INT_NC at a time, then 4, 2, 1; of 8, twice 4 */
+#define DEFINE_INT_TILE_OF(NAME, WORDS, BIAS, HALVES, MIN)                                                             \
     static __attribute__((noinline)) void int_tile_##NAME(INT_TILE_ARGS) {                                             \
-        for (; n_cols >= INT_NC; n_cols -= INT_NC, xq += INT_NC * xq_stride, acc += INT_NC * INT_ROWS)                 \
-            int_tile_cols(DIGITS, BIAS, HALVES, MIN, INT_NC, tile, n_blocks, xq, xq_stride, n_k, block0, acc);         \
+        for (; n_cols >= INT_NC && n_cols != 8; n_cols -= INT_NC, xq += INT_NC * xq_stride, acc += INT_NC * INT_ROWS)  \
+            int_tile_cols(WORDS, BIAS, HALVES, MIN, INT_NC, tile, n_blocks, xq, xq_stride, n_k, block0, acc);         \
+        for (; INT_NC > 4 && n_cols >= 4; n_cols -= 4, xq += 4 * xq_stride, acc += 4 * INT_ROWS)                       \
+            int_tile_cols(WORDS, BIAS, HALVES, MIN, 4, tile, n_blocks, xq, xq_stride, n_k, block0, acc);              \
         for (; n_cols >= 2; n_cols -= 2, xq += 2 * xq_stride, acc += 2 * INT_ROWS)                                     \
-            int_tile_cols(DIGITS, BIAS, HALVES, MIN, 2, tile, n_blocks, xq, xq_stride, n_k, block0, acc);              \
-        if (n_cols) int_tile_cols(DIGITS, BIAS, HALVES, MIN, 1, tile, n_blocks, xq, xq_stride, n_k, block0, acc);      \
+            int_tile_cols(WORDS, BIAS, HALVES, MIN, 2, tile, n_blocks, xq, xq_stride, n_k, block0, acc);              \
+        if (n_cols) int_tile_cols(WORDS, BIAS, HALVES, MIN, 1, tile, n_blocks, xq, xq_stride, n_k, block0, acc);      \
     }
 #define DEFINE_INT_TILE(KIND, BIAS, HALVES, MIN)                                                                       \
-    DEFINE_INT_TILE_OF(KIND##_q16, 2, BIAS, HALVES, MIN)                                                               \
-    DEFINE_INT_TILE_OF(KIND##_q8, 1, BIAS, HALVES, MIN)
+    DEFINE_INT_TILE_OF(KIND##_q16, 1, 0, HALVES, MIN)                                                                  \
+    DEFINE_INT_TILE_OF(KIND##_q8, 0, BIAS, HALVES, MIN)
 
-/* The tile's bytes: all formats without minima are brought to bias 128 where the dot product takes any byte, otherwise to
- * the least that suits all formats of the kind */
+/* A tile's words have no bias. Its bytes: all formats without minima are brought to bias 128 where the dot product takes any
+ * byte, otherwise to the least that suits all formats of the kind */
 enum { full_BIAS = 128, low_BIAS = DOT_FULL_BIASED ? 128 : 16, halves_BIAS = DOT_FULL_BIASED ? 128 : 64 };
 enum { min_BIAS = 0, min16_BIAS = 0 };
 DEFINE_INT_TILE(full, full_BIAS, 0, 0)
 DEFINE_INT_TILE(halves, halves_BIAS, 1, 0)
 DEFINE_INT_TILE(min, min_BIAS, 0, MIN_32)
 DEFINE_INT_TILE(min16, min16_BIAS, 0, MIN_16)
-#if DOT_FULL_BIASED
 #define int_tile_low_q16 int_tile_full_q16
+#if DOT_FULL_BIASED
 #define int_tile_low_q8 int_tile_full_q8
 #else
-DEFINE_INT_TILE(low, low_BIAS, 0, 0)
+DEFINE_INT_TILE_OF(low_q8, 0, low_BIAS, 0, 0)
 #endif
 
 /* Bytes as the tile kernel wants them: at most 127, plus a constant that carries over no byte */
@@ -163,6 +172,7 @@ static INLINE vb rebias(vb q, int bias, int tile_bias) {
 #define DEFINE_INT_MATMUL(NAME, KIND, DIRECT)                                                                          \
     DEFINE_PACKING(NAME)                                                                                               \
     enum { NAME##_SUB = NAME##_OUTER * NAME##_INNER }; /* blocks of 32 in one of the format's blocks */                \
+    enum { NAME##_TILED = DIRECT == INT_DIRECT && !NAME##_HALVES ? INT_TILED : DIRECT + 1 };                           \
                                                                                                                        \
     static INLINE void NAME##_direct(const woolly_matmul_args *a, int digits, int nc, int64_t col, int64_t group,      \
                                      int64_t n_rv) {                                                                   \
@@ -231,14 +241,21 @@ static INLINE vb rebias(vb q, int bias, int tile_bias) {
             if (v < n_rv) store_rows(a, col + c, (group + v) * 16, sum[c][v]);                                         \
     }                                                                                                                  \
                                                                                                                        \
-    static void NAME##_fill(int_tile *tile, const NAME##_group *w, int v, int n_blocks) {                              \
+    static INLINE void NAME##_fill(int words, int_tile *tile, const NAME##_group *w, int v, int n_blocks) {            \
+        const vi bias = vi_set1(NAME##_BIAS * 0x10001);                                                                \
         for (int b = 0; b < n_blocks; b++)                                                                             \
             _Pragma("GCC unroll 1") for (int o = 0; o < NAME##_OUTER; o++) {                                           \
                 UNROLL for (int i = 0; i < NAME##_INNER; i++) {                                                        \
                     int s = (b * NAME##_OUTER + o) * NAME##_INNER + i;                                                 \
-                    UNROLL for (int g = 0; g < 8; g++)                                                                 \
-                        vi_store(tile->q[s][g][v],                                                                     \
-                                 rebias(NAME##_quants(w + b, o, i, g), NAME##_BIAS, KIND##_BIAS));                     \
+                    UNROLL for (int g = 0; g < 8; g++) {                                                               \
+                        vb q = NAME##_quants(w + b, o, i, g);                                                          \
+                        if (words) {                                                                                   \
+                            vi_store(tile->q[16 * s + 2 * g][v], vi_sub16(vb_low_words(q), bias));                     \
+                            vi_store(tile->q[16 * s + 2 * g + 1][v], vi_sub16(vb_high_words(q), bias));                \
+                        } else {                                                                                       \
+                            vi_store(tile->q[8 * s + g][v], rebias(q, NAME##_BIAS, KIND##_BIAS));                      \
+                        }                                                                                              \
+                    }                                                                                                  \
                     vf d[2] = {vf_set1(0), vf_set1(0)}, m[2] = {vf_set1(0), vf_set1(0)};                               \
                     NAME##_scales(w + b, o, i, d, m);                                                                  \
                     vf_store(tile->d[s][v][0], d[0]);                                                                  \
@@ -249,11 +266,12 @@ static INLINE vb rebias(vb q, int bias, int tile_bias) {
             }                                                                                                          \
     }                                                                                                                  \
                                                                                                                        \
-    static void NAME##_tiled(const woolly_matmul_args *a, int64_t group, int64_t n_rv) {                               \
+    static INLINE void NAME##_tiled(int words, const woolly_matmul_args *a, int64_t group, int64_t n_rv) {             \
         int_tile tile;                                                                                                 \
         ALIGNED float acc[INT_COL_BLOCK * INT_ROWS];                                                                   \
-        void (*multiply)(INT_TILE_ARGS) = a->n_digits == 1 ? int_tile_##KIND##_q8 : int_tile_##KIND##_q16;             \
-        int64_t n_blocks = a->n_k / NAME##_BLOCK, n_tiles = (n_blocks * NAME##_SUB + INT_TILE - 1) / INT_TILE;         \
+        void (*multiply)(INT_TILE_ARGS) = words ? int_tile_##KIND##_q16 : int_tile_##KIND##_q8;                        \
+        const int most = words ? INT_TILE / 2 : INT_TILE;                                                              \
+        int64_t n_blocks = a->n_k / NAME##_BLOCK, n_tiles = (n_blocks * NAME##_SUB + most - 1) / most;                 \
         int64_t step = (n_blocks + n_tiles - 1) / n_tiles; /* tiles of even length */                                  \
         for (int64_t col = 0; col < a->n_cols; col += INT_COL_BLOCK) {                                                 \
             int64_t n_cols = a->n_cols - col < INT_COL_BLOCK ? a->n_cols - col : INT_COL_BLOCK;                        \
@@ -262,7 +280,7 @@ static INLINE vb rebias(vb q, int bias, int tile_bias) {
                 int n = (int)(n_blocks - b < step ? n_blocks - b : step);                                              \
                 for (int v = 0; v < INT_RV; v++) {                                                                     \
                     const NAME##_group *w = (const NAME##_group *)a->w + (group + (v < n_rv ? v : 0)) * n_blocks + b;  \
-                    NAME##_fill(&tile, w, v, n);                                                                       \
+                    NAME##_fill(words, &tile, w, v, n);                                                                \
                     if (a->streams && col == 0) prefetch_bytes(w + n, n * (int64_t)sizeof(NAME##_group));              \
                 }                                                                                                      \
                 multiply(n_cols, &tile, n * NAME##_SUB, a->xq + col * a->xq_stride, a->xq_stride, a->n_k,              \
@@ -284,11 +302,9 @@ static INLINE vb rebias(vb q, int bias, int tile_bias) {
     static void NAME##_matmul(const woolly_matmul_args *a, int64_t group_begin, int64_t group_end) {                   \
         for (int64_t group = group_begin; group < group_end; group += INT_RV) {                                        \
             int64_t n_rv = group_end - group < INT_RV ? group_end - group : INT_RV;                                    \
-            if (a->n_cols > DIRECT) {                                                                                  \
-                NAME##_tiled(a, group, n_rv);                                                                          \
-                continue;                                                                                              \
-            }                                                                                                          \
-            if (a->n_digits == 1) NAME##_streamed(a, 1, group, n_rv);                                                  \
+            if (a->n_cols >= NAME##_TILED && a->n_digits == 1) NAME##_tiled(0, a, group, n_rv);                         \
+            else if (a->n_cols >= NAME##_TILED) NAME##_tiled(1, a, group, n_rv);                                       \
+            else if (a->n_digits == 1) NAME##_streamed(a, 1, group, n_rv);                                             \
             else NAME##_streamed(a, 2, group, n_rv);                                                                   \
         }                                                                                                              \
     }

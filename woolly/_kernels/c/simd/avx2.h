@@ -8,6 +8,7 @@ typedef vi vb;
 #define ISA_NAME "avx2"
 #define INT_RV 1
 #define INT_NC 3
+#define INT_DIRECT_K 2
 #define INT_DIRECT_RARE 1
 #define FLOAT_RV 1
 #define FLOAT_NC 6
@@ -95,10 +96,16 @@ static INLINE vi vi_max(vi x, vi y) { return VI2(_mm256_max_epi32(x.a, y.a), _mm
 #define vi_sra(x, n) VI2(_mm256_srai_epi32((x).a, n), _mm256_srai_epi32((x).b, n))
 #define vi_srl(x, n) VI2(_mm256_srli_epi32((x).a, n), _mm256_srli_epi32((x).b, n))
 #define vi_sll(x, n) VI2(_mm256_slli_epi32((x).a, n), _mm256_slli_epi32((x).b, n))
-static INLINE void vi_store_i8(int8_t *p, vi x) {
-    __m128i lo = _mm_packs_epi32(_mm256_castsi256_si128(x.a), _mm256_extracti128_si256(x.a, 1));
-    __m128i hi = _mm_packs_epi32(_mm256_castsi256_si128(x.b), _mm256_extracti128_si256(x.b, 1));
-    _mm_storeu_si128((__m128i *)p, _mm_packs_epi16(lo, hi));
+
+static INLINE __m256i words_x16(__m256i x, __m256i y) { return _mm256_permute4x64_epi64(_mm256_packs_epi32(x, y), 0xd8); }
+static INLINE vi vi_words(vi x, vi y) { return VI2(words_x16(x.a, x.b), words_x16(y.a, y.b)); }
+static INLINE vi vi_add16(vi x, vi y) { return VI2(_mm256_add_epi16(x.a, y.a), _mm256_add_epi16(x.b, y.b)); }
+static INLINE vi vi_sub16(vi x, vi y) { return VI2(_mm256_sub_epi16(x.a, y.a), _mm256_sub_epi16(x.b, y.b)); }
+static INLINE vi vi_max16(vi x, vi y) { return VI2(_mm256_max_epi16(x.a, y.a), _mm256_max_epi16(x.b, y.b)); }
+#define vi_sra16(x, n) VI2(_mm256_srai_epi16((x).a, n), _mm256_srai_epi16((x).b, n))
+#define vi_sll16(x, n) VI2(_mm256_slli_epi16((x).a, n), _mm256_slli_epi16((x).b, n))
+static INLINE void vi_store_bytes(int8_t *p, vi words) {
+    _mm256_storeu_si256((__m256i *)p, _mm256_permute4x64_epi64(_mm256_packs_epi16(words.a, words.b), 0xd8));
 }
 
 static INLINE vb vb_lookup16(const uint8_t *table, vb index) {
@@ -137,16 +144,32 @@ static INLINE vi dot_full(vi acc, vb w, const int8_t *x) {
     __m256i four = four_bytes(x);
     return VI2(dot_full_x8(acc.a, w.a, four), dot_full_x8(acc.b, w.b, four));
 }
+static INLINE vi vb_low_words(vb x) {
+    __m256i from = _mm256_broadcastsi128_si256(LOW_WORDS_OF_FOURS);
+    return VI2(_mm256_shuffle_epi8(x.a, from), _mm256_shuffle_epi8(x.b, from));
+}
+static INLINE vi vb_high_words(vb x) {
+    __m256i from = _mm256_broadcastsi128_si256(HIGH_WORDS_OF_FOURS);
+    return VI2(_mm256_shuffle_epi8(x.a, from), _mm256_shuffle_epi8(x.b, from));
+}
+static INLINE vi dot_words(vi acc, vi w, const int16_t *x) {
+    int32_t two;
+    memcpy(&two, x, 4);
+    __m256i both = _mm256_set1_epi32(two);
+    return VI2(_mm256_add_epi32(acc.a, _mm256_madd_epi16(w.a, both)), _mm256_add_epi32(acc.b, _mm256_madd_epi16(w.b, both)));
+}
 
 static INLINE float vf_sum(vf v) { return sum_x8(_mm256_add_ps(v.a, v.b)); }
 static INLINE float vf_hmax(vf v) { return hmax_x8(_mm256_max_ps(v.a, v.b)); }
+static INLINE __m128i max_x16(vi v) { return max_x8(_mm256_max_epi32(v.a, v.b)); }
 static INLINE void vi_hmax4(const vi *v, int32_t *out) {
-    _mm_storeu_si128((__m128i *)out, fold4_x4(fold_x16(v[0].a, v[0].b, 1), fold_x16(v[1].a, v[1].b, 1),
-                                              fold_x16(v[2].a, v[2].b, 1), fold_x16(v[3].a, v[3].b, 1), 1));
+    _mm_storeu_si128((__m128i *)out, fold4_x4(max_x16(v[0]), max_x16(v[1]), max_x16(v[2]), max_x16(v[3]), 1));
 }
-static INLINE void vi_hsum4(const vi *v, int32_t *out) {
-    _mm_storeu_si128((__m128i *)out, fold4_x4(fold_x16(v[0].a, v[0].b, 0), fold_x16(v[1].a, v[1].b, 0),
-                                              fold_x16(v[2].a, v[2].b, 0), fold_x16(v[3].a, v[3].b, 0), 0));
+static INLINE __m128i sum_words_x16(__m256i v) { return sum_i32_x8(_mm256_madd_epi16(v, _mm256_set1_epi16(1))); }
+static INLINE void vi_hsum4_words(const vi *v, int32_t *out) {
+    for (int j = 0; j < 4; j += 2)
+        _mm_storeu_si128((__m128i *)(out + 2 * j), fold4_x4(sum_words_x16(v[j].a), sum_words_x16(v[j].b),
+                                                            sum_words_x16(v[j + 1].a), sum_words_x16(v[j + 1].b), 0));
 }
 
 typedef struct { __m256i a_even, a_odd, b_even, b_odd; } vw;

@@ -8,6 +8,7 @@ typedef __m512i vb; /* 64 bytes: 4 for each of 16 rows */
 #define ISA_NAME "avx512"
 #define INT_RV 2        /* row groups and columns of the integer tile: 24 of 32 registers hold sums */
 #define INT_NC 6
+#define INT_TILED 9     /* columns from which a tile pays */
 #define FLOAT_RV 2      /* row groups and columns of the float tile */
 #define FLOAT_NC 12
 #define DOT_FULL_BIASED 1
@@ -67,7 +68,19 @@ static INLINE vi vi_max(vi a, vi b) { return _mm512_max_epi32(a, b); }
 #define vi_sra(a, n) _mm512_srai_epi32(a, n)
 #define vi_srl(a, n) _mm512_srli_epi32(a, n)
 #define vi_sll(a, n) _mm512_slli_epi32(a, n)
-static INLINE void vi_store_i8(int8_t *p, vi a) { _mm_storeu_si128((__m128i *)p, _mm512_cvtepi32_epi8(a)); }
+
+static INLINE vi vi_words(vi a, vi b) {
+    const __m512i order = _mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7);
+    return _mm512_permutexvar_epi64(order, _mm512_packs_epi32(a, b));
+}
+static INLINE vi vi_add16(vi a, vi b) { return _mm512_add_epi16(a, b); }
+static INLINE vi vi_sub16(vi a, vi b) { return _mm512_sub_epi16(a, b); }
+static INLINE vi vi_max16(vi a, vi b) { return _mm512_max_epi16(a, b); }
+#define vi_sra16(a, n) _mm512_srai_epi16(a, n)
+#define vi_sll16(a, n) _mm512_slli_epi16(a, n)
+static INLINE void vi_store_bytes(int8_t *p, vi words) {
+    _mm256_storeu_si256((__m256i *)p, _mm512_cvtepi16_epi8(words));
+}
 
 static INLINE vb vb_lookup16(const uint8_t *table, vb index) {
     return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)table)), index);
@@ -85,17 +98,29 @@ static INLINE vi dot_low(vi acc, vb w, const int8_t *x) {
     return _mm512_dpbusd_epi32(acc, w, _mm512_set1_epi32(four));
 }
 static INLINE vi dot_full(vi acc, vb w, const int8_t *x) { return dot_low(acc, w, x); }
+static INLINE vi vb_low_words(vb a) { return _mm512_shuffle_epi8(a, _mm512_broadcast_i32x4(LOW_WORDS_OF_FOURS)); }
+static INLINE vi vb_high_words(vb a) { return _mm512_shuffle_epi8(a, _mm512_broadcast_i32x4(HIGH_WORDS_OF_FOURS)); }
+static INLINE vi dot_words(vi acc, vi w, const int16_t *x) {
+    int32_t two;
+    memcpy(&two, x, 4);
+    return _mm512_dpwssd_epi32(acc, w, _mm512_set1_epi32(two));
+}
 
 static INLINE float vf_sum(vf a) { return sum_x8(_mm256_add_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1))); }
 static INLINE float vf_hmax(vf a) { return hmax_x8(_mm256_max_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps(a, 1))); }
-static INLINE __m128i fold_vi(vi a, int maximum) {
-    return fold_x16(_mm512_castsi512_si256(a), _mm512_extracti64x4_epi64(a, 1), maximum);
+static INLINE __m128i max_x16(vi a) {
+    return max_x8(_mm256_max_epi32(_mm512_castsi512_si256(a), _mm512_extracti64x4_epi64(a, 1)));
 }
 static INLINE void vi_hmax4(const vi *v, int32_t *out) {
-    _mm_storeu_si128((__m128i *)out, fold4_x4(fold_vi(v[0], 1), fold_vi(v[1], 1), fold_vi(v[2], 1), fold_vi(v[3], 1), 1));
+    _mm_storeu_si128((__m128i *)out, fold4_x4(max_x16(v[0]), max_x16(v[1]), max_x16(v[2]), max_x16(v[3]), 1));
 }
-static INLINE void vi_hsum4(const vi *v, int32_t *out) {
-    _mm_storeu_si128((__m128i *)out, fold4_x4(fold_vi(v[0], 0), fold_vi(v[1], 0), fold_vi(v[2], 0), fold_vi(v[3], 0), 0));
+static INLINE void vi_hsum4_words(const vi *v, int32_t *out) {
+    for (int j = 0; j < 4; j += 2) {
+        vi x = _mm512_madd_epi16(v[j], _mm512_set1_epi16(1)), y = _mm512_madd_epi16(v[j + 1], _mm512_set1_epi16(1));
+        __m128i x0 = sum_i32_x8(_mm512_castsi512_si256(x)), x1 = sum_i32_x8(_mm512_extracti64x4_epi64(x, 1));
+        __m128i y0 = sum_i32_x8(_mm512_castsi512_si256(y)), y1 = sum_i32_x8(_mm512_extracti64x4_epi64(y, 1));
+        _mm_storeu_si128((__m128i *)(out + 2 * j), fold4_x4(x0, x1, y0, y1, 0));
+    }
 }
 
 typedef struct { __m512i even, odd; } vw;

@@ -10,6 +10,8 @@ typedef float vf __attribute__((vector_size(64)));
 typedef int32_t vi __attribute__((vector_size(64)));
 typedef vi vb;
 typedef uint32_t vu __attribute__((vector_size(64)));
+typedef int16_t vi16 __attribute__((vector_size(64)));
+typedef uint16_t vu16 __attribute__((vector_size(64)));
 typedef uint8_t vu8 __attribute__((vector_size(64)));
 
 #define ISA_NAME "scalar"
@@ -121,9 +123,21 @@ static INLINE vi vi_max(vi x, vi y) { return vi_select(x > y, x, y); }
 #define vi_sra(x, n) ((vi)(x) >> (n))
 #define vi_srl(x, n) ((vi)((vu)(x) >> (n)))
 #define vi_sll(x, n) ((vi)((vu)(x) << (n)))
-/* 16 values to int8, saturating */
-static INLINE void vi_store_i8(int8_t *p, vi v) {
-    LANES(i) p[i] = (int8_t)(v[i] < -128 ? -128 : v[i] > 127 ? 127 : v[i]);
+/* a vector as 32 words of 16 bits: from 16 values each, saturating; arithmetic, without a carry from word to word; their low
+ * bytes, where a signed byte holds them */
+static INLINE vi vi_words(vi x, vi y) {
+    vi16 v;
+    LANES(i) v[i] = (int16_t)(x[i] < -32768 ? -32768 : x[i] > 32767 ? 32767 : x[i]);
+    LANES(i) v[16 + i] = (int16_t)(y[i] < -32768 ? -32768 : y[i] > 32767 ? 32767 : y[i]);
+    return (vi)v;
+}
+static INLINE vi vi_add16(vi x, vi y) { return (vi)((vu16)x + (vu16)y); }
+static INLINE vi vi_sub16(vi x, vi y) { return (vi)((vu16)x - (vu16)y); }
+static INLINE vi vi_max16(vi x, vi y) { return vi_select((vi)((vi16)x > (vi16)y), x, y); }
+#define vi_sra16(x, n) ((vi)((vi16)(x) >> (n)))
+#define vi_sll16(x, n) ((vi)((vu16)(x) << (n)))
+static INLINE void vi_store_bytes(int8_t *p, vi words) {
+    for (int i = 0; i < 32; i++) p[i] = (int8_t)((vi16)words)[i];
 }
 
 /* each byte of index, of 0 .. 15, through a table of 16 */
@@ -152,6 +166,15 @@ static INLINE vi dot_low(vi acc, vb w, const int8_t *x) {
 /* the same for weights of any byte value */
 static INLINE vi dot_full(vi acc, vb w, const int8_t *x) { return dot_low(acc, w, x); }
 
+/* bytes 0 and 1 of each row's four, or 2 and 3, widened to 16 bits */
+static INLINE vi vb_low_words(vb x) { return vi_or(vi_and(x, vi_set1(0xff)), vi_sll(vi_and(x, vi_set1(0xff00)), 8)); }
+static INLINE vi vb_high_words(vb x) { return vb_low_words(vi_srl(x, 16)); }
+/* acc[r] += w[2 r] x[0] + w[2 r + 1] x[1]: signed words */
+static INLINE vi dot_words(vi acc, vi w, const int16_t *x) {
+    LANES(r) acc[r] += (int16_t)w[r] * x[0] + (w[r] >> 16) * x[1];
+    return acc;
+}
+
 /* the fixed tree: halves folded onto each other, 8, 4, 2, 1 */
 static INLINE float vf_sum(vf v) {
     for (int half = 8; half; half /= 2)
@@ -163,17 +186,18 @@ static INLINE float vf_hmax(vf v) {
         for (int i = 0; i < half; i++) v[i] = v[i] > v[i + half] ? v[i] : v[i + half];
     return v[0];
 }
-/* maxima and totals of four vectors each */
+/* maxima of four vectors each */
 static INLINE void vi_hmax4(const vi *v, int32_t *out) {
     for (int j = 0; j < 4; j++) {
         out[j] = v[j][0];
         LANES(i) out[j] = v[j][i] > out[j] ? v[j][i] : out[j];
     }
 }
-static INLINE void vi_hsum4(const vi *v, int32_t *out) {
+/* totals of the lower and upper 16 words of each of four vectors */
+static INLINE void vi_hsum4_words(const vi *v, int32_t *out) {
     for (int j = 0; j < 4; j++) {
-        out[j] = 0;
-        LANES(i) out[j] += v[j][i];
+        out[2 * j] = out[2 * j + 1] = 0;
+        LANES(i) out[2 * j] += ((vi16)v[j])[i], out[2 * j + 1] += ((vi16)v[j])[16 + i];
     }
 }
 
