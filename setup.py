@@ -15,9 +15,12 @@ from setuptools import Extension, setup
 from setuptools.command.build_clib import build_clib
 from setuptools.command.build_ext import build_ext
 
+# -fno-tree-ter: the pass moves additions away from the products they take up, which then fill the stack.
+AVX2 = ["-mavx2", "-mfma", "-mf16c", "-mbmi2", "-fno-tree-ter"]
 X86_ISAS = {
     "scalar": [],
-    "avx2": ["-mavx2", "-mfma", "-mf16c", "-mbmi2", "-fno-tree-ter"],
+    "avx2": AVX2,
+    "avx_vnni": AVX2,  # and what isa_avx_vnni.c adds
     "avx512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl", "-mavx512vnni", "-mfma", "-mf16c", "-mbmi2"],
 }
 OTHER_ISAS = {"scalar": []}
@@ -39,7 +42,6 @@ if sanitizers:
 C_FLAGS = ["-std=gnu11", "-O3", "-g0", "-fno-ivopts", "-ffp-contract=off", "-fno-math-errno", "-fvisibility=hidden"]
 C_FLAGS += ["--param", "max-combine-insns=2"]
 C_FLAGS += ["-fPIC", "-Wall", "-Wextra", "-Wno-psabi", "-Wno-unknown-pragmas"]
-# -fno-tree-ter, on AVX2: the pass moves additions away from the products they take up, which then fill the stack.
 headers = sorted(str(path) for path in KERNELS.glob("c/**/*.h"))
 depends = {"": headers}
 

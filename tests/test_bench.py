@@ -73,7 +73,7 @@ def test_limits(run: Any) -> None:
     assert {row["isa"] for row in rows if row.get("kind") == "fma_f32"} == set(available_isas())
 
 
-@pytest.mark.parametrize("kind", ["fma_f32", "dot_int8"])
+@pytest.mark.parametrize("kind", ["fma_f32", "dot_int8", "dot_int16"])
 def test_peaks_are_of_the_order_of_a_clock(kind: str, isa: str) -> None:
     """At least one operation a nanosecond: a loop that was left out would be far above the other bound."""
     assert 1e9 < Limits().peak(kind, 1) < 1e14
@@ -146,7 +146,7 @@ def test_bound_takes_the_limit_that_binds() -> None:
 
 def test_the_limit_of_a_matmul_is_its_arithmetic() -> None:
     with use_isa("scalar"):
-        assert matmul_limit(is_float=False, n_tokens=9) == ("dot_int8", 0.5)  # two digits an activation
+        assert matmul_limit(is_float=False, n_tokens=9) == ("dot_int16", 1.0)
         assert matmul_limit(is_float=False, n_tokens=9, compute="int8") == ("dot_int8", 1.0)
         assert matmul_limit(is_float=True, n_tokens=9, compute="int8") == ("fma_f32", 1.0)
         assert matmul_limit(is_float=True, n_tokens=9, compute="bf16") == ("dot_bf16", 1.0)
@@ -174,7 +174,7 @@ def test_kernels(run: Any) -> None:
     for row in rows:
         assert row["seconds"] > 0
         assert 0 <= row["share"] == max(row["compute_share"], row["read_share"])
-        assert row["limit"] in ("read", "fma_f32", "dot_int8", "dot_bf16")
+        assert row["limit"] in ("read", "fma_f32", "dot_int16", "dot_bf16")
     matmuls = [row for row in rows if row["kernel"] == "qkv"]
     assert {(row["format"], row["n_columns"]) for row in matmuls} == {(f, n) for f in ("f32", "q4_0") for n in (1, 16)}
     assert all(row["ops"] == 2 * 128 * 64 * row["n_columns"] for row in matmuls)

@@ -11,12 +11,20 @@ cdef extern from *:
     #include "kernels.h"
     extern const woolly_kernels woolly_kernels_scalar;
     #ifdef WOOLLY_X86
+    #include <cpuid.h>
     #include <sys/syscall.h>
     #include <unistd.h>
-    extern const woolly_kernels woolly_kernels_avx2, woolly_kernels_avx512;
+    extern const woolly_kernels woolly_kernels_avx2, woolly_kernels_avx_vnni, woolly_kernels_avx512;
     extern const woolly_kernels woolly_kernels_avx512_amx __attribute__((weak)); /* absent if the compiler lacks AMX */
     extern const woolly_bf16_unit woolly_bf16_avx512 __attribute__((weak)), woolly_bf16_amx __attribute__((weak));
     #define HAS(feature) __builtin_cpu_supports(feature)
+    #define HAS_AVX2 (HAS("avx2") && HAS("fma") && HAS("bmi2"))
+
+    /* AVX-VNNI by its bit, as older compilers have no name for it */
+    static int has_avx_vnni(void) {
+        unsigned int a, b, c, d;
+        return HAS_AVX2 && __get_cpuid_count(7, 1, &a, &b, &c, &d) && a >> 4 & 1;
+    }
 
     /* Linux lets a process use the tile registers when it has asked for them */
     static int tiles_permitted(void) {
@@ -35,8 +43,9 @@ cdef extern from *:
         case 0: return &woolly_kernels_scalar;
     #ifdef WOOLLY_X86
         case 1: return &woolly_kernels_avx2;
-        case 2: return &woolly_kernels_avx512;
-        case 3: return &woolly_kernels_avx512_amx;
+        case 2: return &woolly_kernels_avx_vnni;
+        case 3: return &woolly_kernels_avx512;
+        case 4: return &woolly_kernels_avx512_amx;
     #endif
         }
         return NULL;
@@ -45,10 +54,11 @@ cdef extern from *:
         switch (i) {
         case 0: return 1;
     #ifdef WOOLLY_X86
-        case 1: return HAS("avx2") && HAS("fma") && HAS("bmi2");
-        case 2: return HAS("avx2") && HAS("fma") && HAS("bmi2") && HAS("avx512f") && HAS("avx512bw") &&
-                       HAS("avx512dq") && HAS("avx512vl") && HAS("avx512vnni");
-        case 3: return machine_runs(2) && HAS("amx-tile") && HAS("amx-bf16") && tiles_permitted();
+        case 1: return HAS_AVX2;
+        case 2: return woolly_kernels_avx_vnni.n_formats && has_avx_vnni();
+        case 3: return HAS_AVX2 && HAS("avx512f") && HAS("avx512bw") && HAS("avx512dq") && HAS("avx512vl") &&
+                       HAS("avx512vnni");
+        case 4: return machine_runs(3) && HAS("amx-tile") && HAS("amx-bf16") && tiles_permitted();
     #endif
         }
         return 0;
@@ -57,8 +67,8 @@ cdef extern from *:
     /* What compute="bf16" runs on beside each table, where this machine has it */
     static const woolly_bf16_unit *bf16_unit_of(int i) {
     #ifdef WOOLLY_X86
-        if (i == 2 && HAS("avx512bf16")) return &woolly_bf16_avx512;
-        if (i == 3) return &woolly_bf16_amx;
+        if (i == 3 && HAS("avx512bf16")) return &woolly_bf16_avx512;
+        if (i == 4) return &woolly_bf16_amx;
     #endif
         return NULL;
     }

@@ -45,7 +45,7 @@ def peaks():
     Returns
     -------
     list of (isa, kind, instruction, operations a step)
-        kind is "fma_f32", "dot_int8" or "dot_bf16"; a multiplication and an addition are two operations.
+        kind is "fma_f32", "dot_int8", "dot_int16" or "dot_bf16"; a multiplication and an addition are two operations.
     """
     found, machine = [], available_isas()
     cdef int i = 0

@@ -106,7 +106,8 @@ cdef void work_matmul(Run *run, const Op *op, woolly_tasks *tasks, int n_threads
     cdef woolly_matmul_args args
     cdef Chunks chunks
     if op.parts[0].m.quantised:
-        block = COLUMN_BLOCK_BYTES // (x.q16_stride - 2 * x.width)  # of a record, words are read, or lo, and what follows
+        # of a record, words are read, or lo, and what follows
+        block = COLUMN_BLOCK_BYTES // (x.q16_stride - 2 * x.width)
         block = max(COLUMN_STEP, block // COLUMN_STEP * COLUMN_STEP)
     if rounds or has_digits and op.parts[0].m.quantised:
         block, step = BF16_COLUMN_BLOCK, BF16_ROW_STEP

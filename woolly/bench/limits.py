@@ -29,6 +29,12 @@ MAX_BUFFER_BYTES = 1 << 30
 FIRST_WRITE_BYTES = 256 << 20
 MODEL_BYTES = (1 << 20, 16 << 20, 100 << 20, 256 << 20)  # working sets: a layer, and small models
 
+PEAKS = {
+    "fma_f32": "FP32 FMA peak",
+    "dot_int8": "INT8 dot peak",
+    "dot_int16": "INT16 dot peak",
+    "dot_bf16": "BF16 dot peak",
+}
 COLUMNS = [
     ("limit", "limit", ""),
     ("isa", "isa", ""),
@@ -55,7 +61,7 @@ class Limits:
         self._samples: dict[tuple[object, ...], list[float]] = {}
 
     def peak(self, kind: str, n_threads: int) -> float:
-        """Operations a second of "fma_f32", "dot_int8" or "dot_bf16"; 0 where the machine has no such unit."""
+        """Operations a second of a kind, one of PEAKS; 0 where the machine has no such unit."""
         samples = self.peak_samples(active_isa(), kind, n_threads)
         return max(samples, default=0.0)
 
@@ -134,20 +140,23 @@ class Limits:
 
 def quantised_kind(isa: str) -> str:
     """The dot product that matmuls of quantised weights are made of: on AMX one of integers that bf16 holds exactly."""
-    return "dot_bf16" if isa == "avx512_amx" else "dot_int8"
+    return "dot_bf16" if isa == "avx512_amx" else "dot_int16"
 
 
 def matmul_limit(*, is_float: bool, n_tokens: int, compute: str = "exact") -> tuple[str, float]:
     """The arithmetic that bounds a matmul, and how much of its peak can be reached.
 
-    Quantised activations have two digits of 8 bits, so a multiply-add of the model is two of the machine's; with
-    compute "int8" they have one.
+    Quantised activations have 16 bits: a word, or two digits where a tile's products are of 8 bits, so that a
+    multiply-add of the model is two of the machine's. With compute "int8" they have 8.
     """
     if compute == "bf16" and n_tokens >= BF16_LEAST_TOKENS:
         return "dot_bf16", 1.0
     if is_float:
         return "fma_f32", 1.0
-    return quantised_kind(active_isa()), 1.0 if compute == "int8" else 0.5
+    kind = quantised_kind(active_isa())
+    if kind == "dot_bf16":
+        return kind, 1.0 if compute == "int8" else 0.5
+    return "dot_int8" if compute == "int8" else kind, 1.0
 
 
 def bound(
@@ -166,7 +175,7 @@ def bound(
     Parameters
     ----------
     limits : Limits
-    kind : {"fma_f32", "dot_int8", "dot_bf16", None}
+    kind : {"fma_f32", "dot_int8", "dot_int16", "dot_bf16", None}
         The arithmetic that bounds the work.
     ops : float
         Multiplications and additions of the model, not of the machine.
@@ -211,12 +220,11 @@ def run(bench: Bench, args: argparse.Namespace) -> Iterator[Row]:
 
 
 def _arithmetic(bench: Bench, limits: Limits, n_threads: int) -> Iterator[Row]:
-    names = {"fma_f32": "FP32 FMA peak", "dot_int8": "INT8 dot peak", "dot_bf16": "BF16 dot peak"}
     for isa, kind, instruction, _ in loops.peaks():
-        bench.progress.step(f"{names[kind]}, {isa}, {n_threads} thread(s)")
+        bench.progress.step(f"{PEAKS[kind]}, {isa}, {n_threads} thread(s)")
         samples = [rate / 1e9 for rate in limits.peak_samples(isa, kind, n_threads)]
-        unit = "Gop/s" if kind == "dot_int8" else "GFLOP/s"
-        yield _row(names[kind], samples, unit, n_threads, kind=kind, isa=isa, note=instruction)
+        unit = "Gop/s" if kind.startswith("dot_int") else "GFLOP/s"
+        yield _row(PEAKS[kind], samples, unit, n_threads, kind=kind, isa=isa, note=instruction)
 
 
 def _memory(bench: Bench, limits: Limits, n_threads: int, sizes: list[int]) -> Iterator[Row]:

@@ -92,7 +92,7 @@ static INLINE void int_tile_cols(int words, int bias, int halves, int min, int n
     UNROLL for (int c = 0; c < (nc + 2) / 3; c++) x3[c] = q16_at(xq + 3 * c * xq_stride, n_k, block0);
     vf sum[INT_NC][INT_RV];
     UNROLL for (int c = 0; c < nc; c++) UNROLL for (int v = 0; v < INT_RV; v++)
-        sum[c][v] = vf_load(acc + c * INT_ROWS + v * 16);
+        if (INT_SUMS_STAY) sum[c][v] = vf_load(acc + c * INT_ROWS + v * 16);
     for (int b = 0; b < n_blocks; b++) {
         vi dot[INT_NC][INT_RV][2];
         UNROLL for (int half = 0; half <= halves; half++) {
@@ -118,15 +118,17 @@ static INLINE void int_tile_cols(int words, int bias, int halves, int min, int n
             vf m[2] = {min ? vf_load(tile->m[b][v][0]) : vf_set1(0), min == MIN_16 ? vf_load(tile->m[b][v][1]) : vf_set1(0)};
             UNROLL for (int c = 0; c < nc; c++) {
                 float dx = *AT(x3[c / 3].d + b, c % 3 * xq_stride);
+                if (!INT_SUMS_STAY) sum[c][v] = vf_load(acc + c * INT_ROWS + v * 16);
                 if (min)
                     sum[c][v] = add_minima(min, sum[c][v], m, *AT(x3[c / 3].sum + b, c % 3 * xq_stride),
                                            AT(x3[c / 3].corr16 + 2 * b, c % 3 * xq_stride), dx);
                 sum[c][v] = add_dots(halves, sum[c][v], dot[c][v], d, dx);
+                if (!INT_SUMS_STAY) vf_store(acc + c * INT_ROWS + v * 16, sum[c][v]);
             }
         }
     }
     UNROLL for (int c = 0; c < nc; c++) UNROLL for (int v = 0; v < INT_RV; v++)
-        vf_store(acc + c * INT_ROWS + v * 16, sum[c][v]);
+        if (INT_SUMS_STAY) vf_store(acc + c * INT_ROWS + v * 16, sum[c][v]);
 }
 
 #define INT_TILE_ARGS                                                                                                  \

@@ -15,6 +15,10 @@
 #include "amx_config.h"
 #endif
 
+#if __has_include(<avxvnniintrin.h>)
+#define LIMITS_AVX_VNNI
+#endif
+
 #define LIMITS_UNROLL _Pragma("GCC unroll 24")
 #define LIMITS_FN static __attribute__((noinline))
 
@@ -42,11 +46,14 @@ enum { PEAK_CHAINS_32 = 24, PEAK_CHAINS_16 = 12 };
 #define TARGET_BF16 __attribute__((target("avx512f,avx512bf16")))
 #define FMA_512(s, x, y) _mm512_fmadd_ps(x, y, s)
 #define DOT_512(s, x, y) _mm512_dpbusd_epi32(s, x, y)
+#define WORDS_512(s, x, y) _mm512_dpwssd_epi32(s, x, y)
 #define BF16_512(s, x, y) _mm512_dpbf16_ps(s, (__m512bh)(x), (__m512bh)(y))
 DEFINE_PEAK(peak_fma_avx512, TARGET_AVX512, __m512, PEAK_CHAINS_32, _mm512_set1_ps, FMA_512, _mm512_set1_ps(1e-3f),
             _mm512_set1_ps(1e-3f))
 DEFINE_PEAK(peak_int8_avx512, TARGET_AVX512, __m512i, PEAK_CHAINS_32, _mm512_set1_epi32, DOT_512,
             _mm512_set1_epi8(3), _mm512_set1_epi8(-5))
+DEFINE_PEAK(peak_int16_avx512, TARGET_AVX512, __m512i, PEAK_CHAINS_32, _mm512_set1_epi32, WORDS_512,
+            _mm512_set1_epi16(3), _mm512_set1_epi16(-5))
 DEFINE_PEAK(peak_bf16_avx512, TARGET_BF16, __m512, PEAK_CHAINS_32, _mm512_set1_ps, BF16_512,
             _mm512_set1_epi16(0x3a83), _mm512_set1_epi16(0x3a83)) /* 0.001 */
 #undef LIMITS_REG
@@ -71,12 +78,30 @@ DEFINE_TILE_PEAK(peak_bf16_amx, __attribute__((target("amx-tile,amx-bf16"))), _t
 #define LIMITS_HIDDEN(v) ({ __typeof__(v) hidden = (v); __asm__ volatile("" : LIMITS_REG(hidden)); hidden; })
 #define TARGET_AVX2 __attribute__((target("avx2,fma")))
 #define FMA_256(s, x, y) _mm256_fmadd_ps(x, y, s)
-#define DOT_256(s, x, y)                                                                                               \
-    _mm256_add_epi32(s, _mm256_madd_epi16(_mm256_maddubs_epi16(LIMITS_HIDDEN(x), y), _mm256_set1_epi16(1)))
+/* Products by an asm of their own, as chains share their factors; hiding a factor would cost a move */
+#define DOT_256(s, x, y) ({                                                                                            \
+    __m256i ones = _mm256_set1_epi16(1), dot;                                                                          \
+    __asm__ volatile("vpmaddubsw %2, %1, %0\n\tvpmaddwd %3, %0, %0" : "=&x"(dot) : "x"(x), "x"(y), "x"(ones));         \
+    _mm256_add_epi32(s, dot); })
+#define WORDS_256(s, x, y) ({                                                                                          \
+    __m256i dot;                                                                                                       \
+    __asm__ volatile("vpmaddwd %2, %1, %0" : "=x"(dot) : "x"(x), "x"(y));                                              \
+    _mm256_add_epi32(s, dot); })
 DEFINE_PEAK(peak_fma_avx2, TARGET_AVX2, __m256, PEAK_CHAINS_16, _mm256_set1_ps, FMA_256, _mm256_set1_ps(1e-3f),
             _mm256_set1_ps(1e-3f))
 DEFINE_PEAK(peak_int8_avx2, TARGET_AVX2, __m256i, PEAK_CHAINS_16, _mm256_set1_epi32, DOT_256, _mm256_set1_epi8(3),
             _mm256_set1_epi8(-5))
+DEFINE_PEAK(peak_int16_avx2, TARGET_AVX2, __m256i, PEAK_CHAINS_16, _mm256_set1_epi32, WORDS_256, _mm256_set1_epi16(3),
+            _mm256_set1_epi16(-5))
+#ifdef LIMITS_AVX_VNNI
+#define TARGET_AVX_VNNI __attribute__((target("avx2,avxvnni")))
+#define VNNI_256(s, x, y) _mm256_dpbusd_avx_epi32(s, x, y)
+#define VNNI_WORDS_256(s, x, y) _mm256_dpwssd_avx_epi32(s, x, y)
+DEFINE_PEAK(peak_int8_avx_vnni, TARGET_AVX_VNNI, __m256i, PEAK_CHAINS_16, _mm256_set1_epi32, VNNI_256, _mm256_set1_epi8(3),
+            _mm256_set1_epi8(-5))
+DEFINE_PEAK(peak_int16_avx_vnni, TARGET_AVX_VNNI, __m256i, PEAK_CHAINS_16, _mm256_set1_epi32, VNNI_WORDS_256,
+            _mm256_set1_epi16(3), _mm256_set1_epi16(-5))
+#endif
 
 /* Baseline x86 has neither fma nor byte dot products: a product and a sum, and 16-bit pairs */
 #define FMA_128(s, x, y) _mm_add_ps(s, _mm_mul_ps(LIMITS_HIDDEN(x), y))
@@ -147,17 +172,27 @@ static const woolly_peak *limits_peak(int i) {
 #ifdef WOOLLY_X86
         {"avx512_amx", "fma_f32", "vfmadd (512 bits)", peak_fma_avx512, PEAK_CHAINS_32 * 16 * 2},
         {"avx512_amx", "dot_int8", "tdpbssd (tiles)", peak_int8_amx, PEAK_TILE_OPS},
+        {"avx512_amx", "dot_int16", "vpdpwssd (512 bits)", peak_int16_avx512, PEAK_CHAINS_32 * 32 * 2},
         {"avx512_amx", "dot_bf16", "tdpbf16ps (tiles)", peak_bf16_amx, PEAK_TILE_OPS / 2},
         {"avx512", "fma_f32", "vfmadd (512 bits)", peak_fma_avx512, PEAK_CHAINS_32 * 16 * 2},
         {"avx512", "dot_int8", "vpdpbusd (512 bits)", peak_int8_avx512, PEAK_CHAINS_32 * 64 * 2},
+        {"avx512", "dot_int16", "vpdpwssd (512 bits)", peak_int16_avx512, PEAK_CHAINS_32 * 32 * 2},
         {"avx512", "dot_bf16", "vdpbf16ps (512 bits)", peak_bf16_avx512, PEAK_CHAINS_32 * 32 * 2},
+#ifdef LIMITS_AVX_VNNI
+        {"avx_vnni", "fma_f32", "vfmadd (256 bits)", peak_fma_avx2, PEAK_CHAINS_16 * 8 * 2},
+        {"avx_vnni", "dot_int8", "vpdpbusd (256 bits)", peak_int8_avx_vnni, PEAK_CHAINS_16 * 32 * 2},
+        {"avx_vnni", "dot_int16", "vpdpwssd (256 bits)", peak_int16_avx_vnni, PEAK_CHAINS_16 * 16 * 2},
+#endif
         {"avx2", "fma_f32", "vfmadd (256 bits)", peak_fma_avx2, PEAK_CHAINS_16 * 8 * 2},
         {"avx2", "dot_int8", "vpmaddubsw + vpmaddwd + vpaddd", peak_int8_avx2, PEAK_CHAINS_16 * 32 * 2},
+        {"avx2", "dot_int16", "vpmaddwd + vpaddd", peak_int16_avx2, PEAK_CHAINS_16 * 16 * 2},
         {"scalar", "fma_f32", "mulps + addps", peak_fma_scalar, PEAK_CHAINS_16 * 4 * 2},
         {"scalar", "dot_int8", "pmaddwd + paddd, 16-bit values", peak_int8_scalar, PEAK_CHAINS_16 * 8 * 2},
+        {"scalar", "dot_int16", "pmaddwd + paddd", peak_int8_scalar, PEAK_CHAINS_16 * 8 * 2},
 #else
         {"scalar", "fma_f32", "vectors of 4 floats", peak_fma_scalar, PEAK_CHAINS_16 * 4 * 2},
         {"scalar", "dot_int8", "vectors of 4 int32", peak_int8_scalar, PEAK_CHAINS_16 * 4 * 2},
+        {"scalar", "dot_int16", "vectors of 4 int32", peak_int8_scalar, PEAK_CHAINS_16 * 4 * 2},
 #endif
     };
     return i < (int)(sizeof peaks / sizeof peaks[0]) ? &peaks[i] : NULL;
@@ -176,7 +211,7 @@ static int limits_has(const woolly_peak *peak) {
 static uint64_t limits_read(const char *isa, const uint8_t *data, int64_t n_bytes) {
 #ifdef WOOLLY_X86
     if (strncmp(isa, "avx512", 6) == 0) return limits_read_avx512(data, n_bytes);
-    if (strcmp(isa, "avx2") == 0) return limits_read_avx2(data, n_bytes);
+    if (strcmp(isa, "avx2") == 0 || strcmp(isa, "avx_vnni") == 0) return limits_read_avx2(data, n_bytes);
 #endif
     (void)isa;
     return limits_read_scalar(data, n_bytes);
@@ -185,7 +220,7 @@ static uint64_t limits_read(const char *isa, const uint8_t *data, int64_t n_byte
 static void limits_write(const char *isa, uint8_t *data, int64_t n_bytes, uint64_t value) {
 #ifdef WOOLLY_X86
     if (strncmp(isa, "avx512", 6) == 0) { limits_write_avx512(data, n_bytes, value); return; }
-    if (strcmp(isa, "avx2") == 0) { limits_write_avx2(data, n_bytes, value); return; }
+    if (strcmp(isa, "avx2") == 0 || strcmp(isa, "avx_vnni") == 0) { limits_write_avx2(data, n_bytes, value); return; }
 #endif
     (void)isa;
     limits_write_scalar(data, n_bytes, value);

@@ -1,20 +1,27 @@
-/* AVX2 with FMA and F16C: each 16-lane vector is two registers. See scalar.h for what each operation means. */
+/* AVX2 with FMA and F16C, and AVX-VNNI where the compiler is told so: each 16-lane vector is two registers. See scalar.h for
+ * what each operation means. */
 #include "x86.h"
 
 typedef struct { __m256 a, b; } vf;
 typedef struct { __m256i a, b; } vi;
 typedef vi vb;
 
+#ifdef __AVXVNNI__
+#define ISA_NAME "avx_vnni"
+#define DOT_FULL_BIASED 1
+#else
 #define ISA_NAME "avx2"
+#define DOT_FULL_BIASED 0
+#endif
 #define INT_RV 1
-#define INT_NC 3
+#define INT_NC 6
+#define INT_SUMS_STAY 0 /* 12 of 16 registers hold dot products, the sums lie in memory */
 #define INT_DIRECT_K 2
 #define INT_DIRECT_RARE 1
 #define FLOAT_RV 1
 #define FLOAT_NC 6
 #define HAS_AMX 0
 #define HAS_BF16 0
-#define DOT_FULL_BIASED 0
 
 #define VF2(expr_a, expr_b) ((vf){expr_a, expr_b})
 #define VI2(expr_a, expr_b) ((vi){expr_a, expr_b})
@@ -123,6 +130,11 @@ static INLINE vb vb_add_where(vb x, vb bits, vb mask, vb value) {
     return VI2(add_where_x8(x.a, bits.a, mask.a, value.a), add_where_x8(x.b, bits.b, mask.b, value.b));
 }
 
+#ifdef __AVXVNNI__
+static INLINE __m256i dot_low_x8(__m256i acc, __m256i w, __m256i x) { return _mm256_dpbusd_avx_epi32(acc, w, x); }
+static INLINE __m256i dot_full_x8(__m256i acc, __m256i w, __m256i x) { return dot_low_x8(acc, w, x); }
+static INLINE __m256i dot_words_x8(__m256i acc, __m256i w, __m256i x) { return _mm256_dpwssd_avx_epi32(acc, w, x); }
+#else
 static INLINE __m256i dot_low_x8(__m256i acc, __m256i w, __m256i x) {
     return _mm256_add_epi32(acc, _mm256_madd_epi16(_mm256_maddubs_epi16(w, x), _mm256_set1_epi16(1)));
 }
@@ -131,6 +143,10 @@ static INLINE __m256i dot_full_x8(__m256i acc, __m256i w, __m256i x) {
     w = _mm256_xor_si256(w, _mm256_set1_epi8((char)0x80));
     return dot_low_x8(acc, _mm256_abs_epi8(w), _mm256_sign_epi8(x, w));
 }
+static INLINE __m256i dot_words_x8(__m256i acc, __m256i w, __m256i x) {
+    return _mm256_add_epi32(acc, _mm256_madd_epi16(w, x));
+}
+#endif
 static INLINE __m256i four_bytes(const int8_t *x) {
     int32_t four;
     memcpy(&four, x, 4);
@@ -156,7 +172,7 @@ static INLINE vi dot_words(vi acc, vi w, const int16_t *x) {
     int32_t two;
     memcpy(&two, x, 4);
     __m256i both = _mm256_set1_epi32(two);
-    return VI2(_mm256_add_epi32(acc.a, _mm256_madd_epi16(w.a, both)), _mm256_add_epi32(acc.b, _mm256_madd_epi16(w.b, both)));
+    return VI2(dot_words_x8(acc.a, w.a, both), dot_words_x8(acc.b, w.b, both));
 }
 
 static INLINE float vf_sum(vf v) { return sum_x8(_mm256_add_ps(v.a, v.b)); }

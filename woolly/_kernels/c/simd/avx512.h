@@ -8,6 +8,7 @@ typedef __m512i vb; /* 64 bytes: 4 for each of 16 rows */
 #define ISA_NAME "avx512"
 #define INT_RV 2        /* row groups and columns of the integer tile: 24 of 32 registers hold sums */
 #define INT_NC 6
+#define INT_SUMS_STAY 1
 #define INT_TILED 9     /* columns from which a tile pays */
 #define FLOAT_RV 2      /* row groups and columns of the float tile */
 #define FLOAT_NC 12

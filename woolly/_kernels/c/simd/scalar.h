@@ -17,6 +17,7 @@ typedef uint8_t vu8 __attribute__((vector_size(64)));
 #define ISA_NAME "scalar"
 #define INT_RV 1
 #define INT_NC 2
+#define INT_SUMS_STAY 1 /* in registers, from block to block */
 #define INT_DIRECT_RARE 1
 #define FLOAT_RV 1
 #define FLOAT_NC 2
