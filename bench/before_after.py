@@ -79,7 +79,7 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("old", nargs="?", type=Path, metavar="OLD_TREE")
     parser.add_argument("new", nargs="?", type=Path, metavar="NEW_TREE")
-    parser.add_argument("--isa", default="scalar,avx2,avx_vnni,avx512,avx512_amx", help="instruction sets, by commas")
+    parser.add_argument("--isa", default="scalar,avx2,avx512,avx512_amx", help="instruction sets, by commas")
     parser.add_argument("--formats", default=FORMATS)
     parser.add_argument("--columns", default="1,4,16,256")
     parser.add_argument("--kernels", default="cached,streamed,attention,rows", help="groups of kernels, by commas")

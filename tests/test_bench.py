@@ -22,7 +22,7 @@ from woolly._kernels import active_isa, aligned_empty, available_isas, use_isa
 from woolly._kernels import limits as loops
 from woolly.bench import harness, limits, machine, plots, report, sizes, stack, steps, subjects
 from woolly.bench.__main__ import main
-from woolly.bench.limits import Limits, beyond_cache_bytes, bound, matmul_limit
+from woolly.bench.limits import Limits, beyond_cache_bytes, bound, matmul_limit, quantised_limit
 from woolly.errors import UnsupportedModelError, WoollyError
 
 Row = dict[str, Any]
@@ -151,6 +151,8 @@ def test_the_limit_of_a_matmul_is_its_arithmetic() -> None:
         assert matmul_limit(is_float=True, n_tokens=9, compute="int8") == ("fma_f32", 1.0)
         assert matmul_limit(is_float=True, n_tokens=9, compute="bf16") == ("dot_bf16", 1.0)
         assert matmul_limit(is_float=True, n_tokens=7, compute="bf16") == ("fma_f32", 1.0)
+    assert quantised_limit("avx512_amx") == ("dot_bf16", 0.5)  # two digits an activation
+    assert quantised_limit("avx512_amx", "int8") == ("dot_bf16", 1.0)
 
 
 def test_buffer_is_beyond_the_cache_or_at_its_bound(monkeypatch: pytest.MonkeyPatch) -> None:

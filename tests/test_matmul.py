@@ -358,7 +358,7 @@ def test_a_column_is_the_same_alone_and_among_others(isa: str, name: str, comput
     packed = pack(name, sts.random_raw(6, name, 45, n_blocks))
     x = sts.random_floats(7, (140, n_blocks * block_size))
     whole = matmul(packed, x, compute=compute)
-    for n in (1, 2, 3, 4, 5, 6, 7, 12, 13, 97, 129):
+    for n in (*range(1, 18), 97, 129):
         assert matmul(packed, x[-n:], compute=compute).tobytes() == whole[-n:].tobytes(), n
 
 

@@ -37,28 +37,30 @@ cdef extern from *:
     }
     #endif
 
+    enum { SCALAR, AVX2, AVX_VNNI, AVX512, AVX512_AMX };
+
     /* Every table that was compiled, best last, NULL after the last; and whether this machine can run each */
     static const woolly_kernels *compiled_table(int i) {
         switch (i) {
-        case 0: return &woolly_kernels_scalar;
+        case SCALAR: return &woolly_kernels_scalar;
     #ifdef WOOLLY_X86
-        case 1: return &woolly_kernels_avx2;
-        case 2: return &woolly_kernels_avx_vnni;
-        case 3: return &woolly_kernels_avx512;
-        case 4: return &woolly_kernels_avx512_amx;
+        case AVX2: return &woolly_kernels_avx2;
+        case AVX_VNNI: return &woolly_kernels_avx_vnni;
+        case AVX512: return &woolly_kernels_avx512;
+        case AVX512_AMX: return &woolly_kernels_avx512_amx;
     #endif
         }
         return NULL;
     }
     static int machine_runs(int i) {
         switch (i) {
-        case 0: return 1;
+        case SCALAR: return 1;
     #ifdef WOOLLY_X86
-        case 1: return HAS_AVX2;
-        case 2: return woolly_kernels_avx_vnni.n_formats && has_avx_vnni();
-        case 3: return HAS_AVX2 && HAS("avx512f") && HAS("avx512bw") && HAS("avx512dq") && HAS("avx512vl") &&
-                       HAS("avx512vnni");
-        case 4: return machine_runs(3) && HAS("amx-tile") && HAS("amx-bf16") && tiles_permitted();
+        case AVX2: return HAS_AVX2;
+        case AVX_VNNI: return woolly_kernels_avx_vnni.n_formats && has_avx_vnni();
+        case AVX512: return HAS_AVX2 && HAS("avx512f") && HAS("avx512bw") && HAS("avx512dq") && HAS("avx512vl") &&
+                            HAS("avx512vnni");
+        case AVX512_AMX: return machine_runs(AVX512) && HAS("amx-tile") && HAS("amx-bf16") && tiles_permitted();
     #endif
         }
         return 0;
@@ -67,8 +69,8 @@ cdef extern from *:
     /* What compute="bf16" runs on beside each table, where this machine has it */
     static const woolly_bf16_unit *bf16_unit_of(int i) {
     #ifdef WOOLLY_X86
-        if (i == 3 && HAS("avx512bf16")) return &woolly_bf16_avx512;
-        if (i == 4) return &woolly_bf16_amx;
+        if (i == AVX512 && HAS("avx512bf16")) return &woolly_bf16_avx512;
+        if (i == AVX512_AMX) return &woolly_bf16_amx;
     #endif
         return NULL;
     }

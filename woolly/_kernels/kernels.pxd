@@ -18,6 +18,7 @@ cdef extern from "kernels.h" nogil:
         WOOLLY_ROPE_NORM
         WOOLLY_ROPE_NEOX
 
+    int64_t woolly_q16_scales(int64_t n_k)
     int64_t woolly_q16_stride(int64_t n_k)
     int64_t woolly_bf16_bytes(int64_t n_k, int64_t n_cols)
     int64_t woolly_rounded_k(int64_t n_k)

@@ -8,7 +8,7 @@ from libc.stdint cimport int64_t, uint8_t
 from woolly._kernels.dispatch cimport active
 from woolly._kernels.kernels cimport (
     WOOLLY_ACT_GELU_TANH, WOOLLY_ACT_SILU, WOOLLY_ACT_SWIGLU_CLAMPED, WOOLLY_QBLOCK, WOOLLY_ROPE_NEOX,
-    WOOLLY_ROPE_NORM, woolly_kernels, woolly_q16_stride, woolly_quantize_fn,
+    WOOLLY_ROPE_NORM, woolly_kernels, woolly_q16_scales, woolly_q16_stride, woolly_quantize_fn,
 )
 
 from woolly._kernels.matmul import check_out
@@ -341,7 +341,7 @@ def quantize_q8(const float[:, ::1] x not None, /):
 
 cdef tuple quantized(const float[:, ::1] x, woolly_quantize_fn quantize, str name):
     """The numbers of a record of quantised activations: q, d."""
-    cdef int64_t n = x.shape[1], t, stride = woolly_q16_stride(n)
+    cdef int64_t n = x.shape[1], t, stride = woolly_q16_stride(n), begin = woolly_q16_scales(n)
     if n % WOOLLY_QBLOCK:
         raise ValueError(f"{name}: expected a multiple of {WOOLLY_QBLOCK} columns, got {n}")
     records = np.zeros((x.shape[0], stride), dtype=np.uint8)
@@ -351,5 +351,5 @@ cdef tuple quantized(const float[:, ::1] x, woolly_quantize_fn quantize, str nam
             for t in range(x.shape[0]):
                 quantize(&x[t, 0], n, &view[t, 0])
     digits = records[:, :2 * n].view(np.int8).astype(np.int32)
-    scales = np.ascontiguousarray(records[:, 4 * n:4 * n + n // WOOLLY_QBLOCK * 4])
+    scales = np.ascontiguousarray(records[:, begin:begin + n // WOOLLY_QBLOCK * 4])
     return 256 * digits[:, :n] + digits[:, n:], scales.view(np.float32)

@@ -138,25 +138,24 @@ class Limits:
         return self._samples[key]
 
 
-def quantised_kind(isa: str) -> str:
-    """The dot product that matmuls of quantised weights are made of: on AMX one of integers that bf16 holds exactly."""
-    return "dot_bf16" if isa == "avx512_amx" else "dot_int16"
+def quantised_limit(isa: str, compute: str = "exact") -> tuple[str, float]:
+    """The dot product that matmuls of quantised weights are made of, and how much of its peak can be reached.
+
+    Activations have 16 bits, a word. In AMX's tiles of bf16, which hold such integers exactly, they are two digits, so
+    that a multiply-add of the model is two of the machine's. With compute "int8" they have 8 bits.
+    """
+    if isa == "avx512_amx":
+        return "dot_bf16", 1.0 if compute == "int8" else 0.5
+    return "dot_int8" if compute == "int8" else "dot_int16", 1.0
 
 
 def matmul_limit(*, is_float: bool, n_tokens: int, compute: str = "exact") -> tuple[str, float]:
-    """The arithmetic that bounds a matmul, and how much of its peak can be reached.
-
-    Quantised activations have 16 bits: a word, or two digits where a tile's products are of 8 bits, so that a
-    multiply-add of the model is two of the machine's. With compute "int8" they have 8.
-    """
+    """The arithmetic that bounds a matmul, and how much of its peak can be reached."""
     if compute == "bf16" and n_tokens >= BF16_LEAST_TOKENS:
         return "dot_bf16", 1.0
     if is_float:
         return "fma_f32", 1.0
-    kind = quantised_kind(active_isa())
-    if kind == "dot_bf16":
-        return kind, 1.0 if compute == "int8" else 0.5
-    return "dot_int8" if compute == "int8" else kind, 1.0
+    return quantised_limit(active_isa(), compute)
 
 
 def bound(

@@ -8,7 +8,7 @@ from typing import Any
 
 from woolly.bench.harness import Row
 from woolly.bench.layer import WORDS
-from woolly.bench.limits import quantised_kind
+from woolly.bench.limits import quantised_limit
 
 # Okabe and Ito's colours, which colour-blind people can tell apart
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442", "#332288", "#999999", "#8B4513")
@@ -57,9 +57,9 @@ def _roofline(plt: Any, kernels: list[Row], rows: list[Row]) -> Any:
     facts = rows[0]
     isa, n_threads = facts["isa"], facts["n_threads"]
     read, fma = (_limit(rows, kind, isa, n_threads) for kind in ("read", "fma_f32"))
-    kind = quantised_kind(isa)
-    half = f"half of {kind.removeprefix('dot_').upper()} dot"  # activations have two digits
-    ceilings = {"FP32 FMA": fma, half: _limit(rows, kind, isa, n_threads) / 2}
+    kind, reachable = quantised_limit(isa)
+    name = ("half of " if reachable == 0.5 else "") + f"{kind.removeprefix('dot_').upper()} dot"
+    ceilings = {"FP32 FMA": fma, name: reachable * _limit(rows, kind, isa, n_threads)}
     points = [row for row in kernels if row["ops"] and row["gops"]]
     if not points or not read or not fma:
         return None

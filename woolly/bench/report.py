@@ -145,9 +145,9 @@ def write_report(folder: Path, rows: list[Row]) -> None:
         "",
         "Every figure was measured in this run, or is marked as projected with its rule. Limits are the best of their "
         "samples, everything else the median. A share is of the limit that binds: the read bandwidth of a working set "
-        "of that size, or the ceiling of the arithmetic. For quantised matrices that ceiling is 50 % of the INT8 peak, "
-        "as activations have two digits of 8 bits, and 50 % of the BF16 peak on AMX, in whose tiles of bf16 these "
-        "integers are exact; Gop/s counts the model's multiplications and additions.",
+        "of that size, or the ceiling of the arithmetic. For quantised matrices that ceiling is the INT16 peak, as "
+        "activations have 16 bits, and 50 % of the BF16 peak on AMX, in whose tiles of bf16 they are two digits, which "
+        "are exact; Gop/s counts the model's multiplications and additions.",
     ]
     for mode, title in TITLES.items():
         chosen = [row for row in rows if row["mode"] == mode]

@@ -242,7 +242,7 @@ static INLINE void quantize_record(int digits, const float *x, int64_t n_k, uint
     int64_t n_blocks = n_k / WOOLLY_QBLOCK, b = 0;
     int8_t *hi = (int8_t *)record, *lo = hi + n_k;
     int16_t *words = (int16_t *)(lo + n_k);
-    float *d = (float *)(words + n_k), *sum = d + n_blocks;
+    float *d = (float *)(record + woolly_q16_scales(n_k)), *sum = d + n_blocks;
     int32_t *corr = (int32_t *)(sum + n_blocks), *corr16 = corr + n_blocks;
     for (; b + 4 <= n_blocks; b += 4)
         quantize_blocks(digits, x + 32 * b, 4, hi + 32 * b, lo + 32 * b, words + 32 * b, d + b, sum + b, corr + b,
@@ -268,7 +268,7 @@ static INLINE void store_digits(uint16_t *out, vf x) {
 
 static void bf16_of_q16(const uint8_t *record, int64_t n_k, int64_t col, uint16_t *bf16) {
     const int8_t *hi = (const int8_t *)record, *lo = hi + n_k;
-    const float *d = (const float *)(record + 4 * n_k);
+    const float *d = (const float *)(record + woolly_q16_scales(n_k));
     uint16_t *out = bf16 + col / 16 * (32 * n_k) + col % 16 * 32;
     for (int64_t k = 0; k < n_k; k += 16) {
         vf scale = vf_set1(d[k / 32]);
@@ -287,7 +287,7 @@ static void bf16_of_q8(const uint8_t *record, int64_t n_k, int64_t col, uint16_t
 
 static void dequantize_q16(const uint8_t *record, int64_t n_k, float *out) {
     const int8_t *hi = (const int8_t *)record, *lo = hi + n_k;
-    const float *d = (const float *)(record + 4 * n_k);
+    const float *d = (const float *)(record + woolly_q16_scales(n_k));
     for (int64_t k = 0; k < n_k; k++) out[k] = d[k / WOOLLY_QBLOCK] * (float)(256 * hi[k] + lo[k]);
 }
 

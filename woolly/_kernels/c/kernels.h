@@ -21,11 +21,12 @@
  *   float sum[n_blocks]         sum of d * (256 hi + lo) over the block (exact: the integer has 21 bits)
  *   int32 corr[n_blocks]        -128 * sum / d, what a dot product with weights biased by 128 starts from
  *   int32 corr16[2 * n_blocks]  the same over halves of a block, for formats with a scale every 16 weights
- * With compute="int8" they have 8 bits: hi is zero, words are not written, and d, which brings the largest of the block to 127,
- * is any number.
+ * With compute="int8" they have 8 bits: hi is zero, words are not written, and d, which brings the largest of the block
+ * to 127, is any number.
  */
+static inline int64_t woolly_q16_scales(int64_t n_k) { return 4 * n_k; } /* where d begins */
 static inline int64_t woolly_q16_stride(int64_t n_k) {
-    int64_t bytes = 4 * n_k + n_k / WOOLLY_QBLOCK * 20;
+    int64_t bytes = woolly_q16_scales(n_k) + n_k / WOOLLY_QBLOCK * 20;
     bytes = (bytes + 63) & ~(int64_t)63;
     return bytes % 4096 ? bytes : bytes + 64; /* columns 4096 bytes apart would share one L1 set */
 }

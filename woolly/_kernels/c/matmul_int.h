@@ -19,12 +19,12 @@
 #define INT_ROWS (INT_RV * 16)
 #define INT_TILE 16       /* blocks of 32 bytes in a tile, half as many of words: with 32 rows, 16 KB of L1 */
 #define INT_COL_BLOCK 128 /* columns that use a tile before the next one is made */
-#define INT_DIRECT 4      /* columns that are computed without a tile at once, and most of them unless INT_TILED says more */
+#define INT_DIRECT 4      /* columns that are computed at once without a tile */
 #ifndef INT_TILED
-#define INT_TILED (INT_DIRECT + 1) /* least columns that use a tile */
+#define INT_TILED (INT_DIRECT + 1) /* columns from which there is a tile */
 #endif
 #ifndef INT_DIRECT_K
-#define INT_DIRECT_K INT_DIRECT /* the same of formats in blocks of 256 */
+#define INT_DIRECT_K INT_DIRECT /* most columns without a tile, of formats in blocks of 256 */
 #endif
 #ifndef INT_DIRECT_RARE
 #define INT_DIRECT_RARE INT_DIRECT /* and of the rarer formats: fewer where the compiler takes long over them */
@@ -78,7 +78,7 @@ static INLINE q16_column q16_at(const uint8_t *record, int64_t n_k, int64_t bloc
     int64_t n_blocks = n_k / WOOLLY_QBLOCK;
     const int8_t *hi = (const int8_t *)record + block * WOOLLY_QBLOCK;
     const int16_t *words = (const int16_t *)(record + 2 * n_k) + block * WOOLLY_QBLOCK;
-    const float *d = (const float *)(record + 4 * n_k);
+    const float *d = (const float *)(record + woolly_q16_scales(n_k));
     const int32_t *corr = (const int32_t *)(d + 2 * n_blocks);
     return (q16_column){{hi, hi + n_k}, words,        d + block, d + n_blocks + block,
                         corr + block,   corr + n_blocks + 2 * block};

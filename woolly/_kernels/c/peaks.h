@@ -211,7 +211,7 @@ static int limits_has(const woolly_peak *peak) {
 static uint64_t limits_read(const char *isa, const uint8_t *data, int64_t n_bytes) {
 #ifdef WOOLLY_X86
     if (strncmp(isa, "avx512", 6) == 0) return limits_read_avx512(data, n_bytes);
-    if (strcmp(isa, "avx2") == 0 || strcmp(isa, "avx_vnni") == 0) return limits_read_avx2(data, n_bytes);
+    if (strncmp(isa, "avx", 3) == 0) return limits_read_avx2(data, n_bytes);
 #endif
     (void)isa;
     return limits_read_scalar(data, n_bytes);
@@ -220,7 +220,7 @@ static uint64_t limits_read(const char *isa, const uint8_t *data, int64_t n_byte
 static void limits_write(const char *isa, uint8_t *data, int64_t n_bytes, uint64_t value) {
 #ifdef WOOLLY_X86
     if (strncmp(isa, "avx512", 6) == 0) { limits_write_avx512(data, n_bytes, value); return; }
-    if (strcmp(isa, "avx2") == 0 || strcmp(isa, "avx_vnni") == 0) { limits_write_avx2(data, n_bytes, value); return; }
+    if (strncmp(isa, "avx", 3) == 0) { limits_write_avx2(data, n_bytes, value); return; }
 #endif
     (void)isa;
     limits_write_scalar(data, n_bytes, value);
