@@ -6,14 +6,15 @@
  * it to the chain. Weights are q - bias here.
  *
  *   NARROW  |q| <= 16   a tile holds the sum of both digits over a block of 32
+ *   RAISED  0 .. 31     the same of weights less 16: 16 sums of activations are added to what the tile holds
  *   WIDE    |q| <= 128  a tile for each digit: their sum is rounded as the conversion of the integer would be
  *   HALVES  |q| <= 32   a tile for each half of a block, where a scale covers 16 weights
  *
  * Of activations of 8 bits there is one digit: a tile for a block (NARROW, whatever the weights) or half a block, and their
  * scale, which is any number, multiplies sums.
  *
- * On a Sapphire Rapids core this takes 34 ns for 16 rows x 16 columns x 32 where int8 tiles, which leave conversion, shift
- * and scaling of int32 sums to the vector unit, took 46.
+ * Columns that do not fill a tile go to the vector unit. On a Sapphire Rapids core a block of 16 rows x 16 columns takes about
+ * 40 ns, of which products are 14; int8 tiles, whose int32 sums the vector unit would convert, shift and scale, took longer.
  */
 #ifndef WOOLLY_MATMUL_AMX_H
 #define WOOLLY_MATMUL_AMX_H
@@ -24,11 +25,14 @@
 #define AMX_COLS 16
 #define AMX_RV 4     /* row groups that use the same activations while these are in L1 */
 #define AMX_BLOCKS 4 /* blocks of weights in L1: with the activations and the sums, 40 of 48 KB */
-#define AMX_SUMS 4   /* tiles that are made in one step: of 4 blocks, or 2 of each of 2 blocks */
+#define AMX_SUMS 4   /* tiles that are made in one step: of 4 row groups, or 2 of each of 2 row groups */
+#define AMX_SLOTS 8  /* parts of a step: a dot product of each, and that much of the vector unit's work */
 #define AMX_LAG 2    /* steps from a tile to its chain: it is stored one step later, and read another one later */
 #define AMX_COL_BLOCK 256
+#define AMX_LEAST_COLS(N_BITS) ((N_BITS) == 8 ? 48 : WOOLLY_BF16_LEAST_COLS) /* bytes take longer to convert */
+#define AMX_FAR (1 << 20) /* bytes of activations that L2 does not keep from one panel of weights to the next */
 
-enum { AMX_NARROW, AMX_WIDE, AMX_HALVES };
+enum { AMX_NARROW, AMX_RAISED, AMX_WIDE, AMX_HALVES };
 
 typedef struct {
     ALIGNED uint32_t q[AMX_BLOCKS][AMX_RV][16][16]; /* [pair of k][row]: two bf16 */
@@ -36,15 +40,17 @@ typedef struct {
     ALIGNED float m[AMX_BLOCKS][AMX_RV][2][16];
 } amx_weights;
 
-/* tmm0 .. 3: sums (n_cols, 16) f32; 4, 5: activations (n_cols, k) bf16; 6, 7: weights (k / 2, 16 rows of 2) bf16 */
-static INLINE amx_config amx_shapes(int n_cols, int k) {
+/* tmm0 .. 3: sums (16 columns, 16) f32; 4, 5: activations (16 columns, k) bf16; 6, 7: weights (k / 2, 16 rows of 2) bf16 */
+static AMX __attribute__((noinline)) void amx_begin(int k) {
     amx_config config = {.palette = 1};
     for (int i = 0; i < 8; i++) {
-        config.rows[i] = (uint8_t)(i < 6 ? n_cols : k / 2);
+        config.rows[i] = (uint8_t)(i < 6 ? AMX_COLS : k / 2);
         config.row_bytes[i] = (uint16_t)(i < 4 || i > 5 ? 64 : 2 * k);
     }
-    return config;
+    AMX_LOAD_CONFIG(config);
 }
+
+static AMX __attribute__((noinline)) void amx_end(void) { _tile_release(); }
 
 /* What weights of up to 6 bits can be, as bf16 */
 typedef struct {
@@ -77,132 +83,153 @@ static INLINE void amx_store_weights(uint32_t (*pair)[16], vb q, int n_bits, int
     }
 }
 
-/* Where one side of the pipeline stands: steps along k, for each group of rows, for each group of columns */
+/* Where one side of the pipeline stands: from columns to columns, for each their blocks, for each some groups of rows */
 typedef struct {
     int64_t col;
+    int block;
     int v;
-    int step;
 } amx_place;
 
-static INLINE void amx_next(amx_place *p, int n_steps) {
-    if (++p->step < n_steps) return;
-    p->step = 0;
-    if (++p->v < AMX_RV) return;
+static INLINE void amx_next(amx_place *p, int n_blocks, int n_v) {
+    if ((p->v += n_v) < AMX_RV) return;
     p->v = 0;
+    if (++p->block < n_blocks) return;
+    p->block = 0;
     p->col += AMX_COLS;
 }
 
-/* Tile T is stored, cleared and made again: a dot product over the digits at x (and those at lo) with weight tile W */
-#define AMX_SUM(T, W)                                                                                                  \
+/* The chains of nc columns take up a block of 16 rows: sums are its tile, or two; halves are the columns' sums of half blocks,
+ * which are found when the block's first rows come */
+static INLINE void amx_add(int digits, int kind, int min, int nc, const amx_weights *w, int block, int v,
+                           const float (*sums)[16], const float (*sums2)[16], const q16_column x, int64_t xq_stride,
+                           float (*halves)[2], float *out) {
+    vf d[2], m[2];
+    UNROLL for (int half = 0; half <= (kind == AMX_HALVES); half++) d[half] = vf_load(w->d[block][v][half]);
+    UNROLL for (int half = 0; half < min; half++) m[half] = vf_load(w->m[block][v][half]);
+    UNROLL for (int c = 0; c < nc; c++) {
+        const int64_t col = c * xq_stride;
+        vf chain = vf_load(out + c * AMX_RV * 16), dot[2] = {vf_load(sums[c])};
+        if (min == MIN_32) chain = vf_fma(m[0], vf_set1(*AT(x.sum, col)), chain);
+        UNROLL for (int half = 0; half < 2; half++) {
+            if (min != MIN_16) continue;
+            if (v == 0) halves[c][half] = half_sum(AT(x.corr16, col)[half], *AT(x.d, col));
+            chain = vf_fma(m[half], vf_set1(halves[c][half]), chain);
+        }
+        if (kind == AMX_RAISED) dot[0] = vf_add(dot[0], vf_set1(16 * *AT(x.sum, col)));
+        if (kind == AMX_WIDE) dot[0] = vf_add(dot[0], vf_load(sums2[c]));
+        if (kind == AMX_HALVES) dot[1] = vf_load(sums2[c]);
+        UNROLL for (int half = 0; half <= (kind == AMX_HALVES); half++) {
+            if (digits == 1) dot[half] = vf_mul(dot[half], vf_set1(*AT(x.d, col)));
+            chain = vf_fma(dot[half], d[half], chain);
+        }
+        vf_store(out + c * AMX_RV * 16, chain);
+    }
+}
+
+#define AMX_LOAD(T, P)                                                                                                 \
     do {                                                                                                               \
-        if (is_stored) _tile_stored(T, stored[T], 64);                                                                 \
-        if (!is_made) break;                                                                                           \
-        _tile_zero(T);                                                                                                 \
-        _tile_dpbf16ps(T, 4, W);                                                                                       \
-        if (kind == AMX_WIDE || digits == 1) break;                                                                    \
-        _tile_loadd(5, x + 512, 64);                                                                                   \
-        _tile_dpbf16ps(T, 5, W);                                                                                       \
+        if (is_made) _tile_loadd(T, P, 64);                                                                            \
     } while (0)
 
-/* acc (n_cols, 16 AMX_RV) += the n_blocks blocks from block0 on, for n_groups groups of n columns. A pipeline: the tiles of
+/* Tile T, of the step before, is stored, and has the first dot product of this one, or a further one */
+#define AMX_FIRST(T, X, W)                                                                                             \
+    do {                                                                                                               \
+        if (is_stored) _tile_stored(T, stored[T], 64);                                                                 \
+        if (is_made) _tile_zero(T);                                                                                    \
+        AMX_THEN(T, X, W);                                                                                             \
+    } while (0)
+#define AMX_THEN(T, X, W)                                                                                              \
+    do {                                                                                                               \
+        if (is_made) _tile_dpbf16ps(T, X, W);                                                                          \
+    } while (0)
+
+/* acc (columns, 16 AMX_RV) += the n_blocks blocks from block0 on, for n_groups groups of 16 columns. A pipeline: the tiles of
  * one step are made while those of the step before are stored, and those of the one before that are added to the chains, so
- * that tile and vector unit both have something to do. */
-static INLINE AMX void amx_cols(int digits, int kind, int min, int n, int64_t n_groups, const amx_weights *w,
-                                int n_blocks, const uint16_t *bf16, const uint8_t *xq, int64_t xq_stride, int64_t n_k,
-                                int64_t block0, float *acc) {
-    ALIGNED float sums[2][AMX_SUMS][AMX_COLS][16];
+ * that tile and vector unit both have something to do. Loading tiles is the tile unit's time too: a step is one block of
+ * several groups of rows, which share the tiles of activations. */
+static INLINE AMX void amx_cols(int digits, int kind, int min, int64_t n_groups, const amx_weights *w, int n_blocks,
+                                const uint16_t *bf16, const uint8_t *xq, int64_t xq_stride, int64_t n_k, int64_t block0,
+                                int is_far, float *acc) {
+    ALIGNED float sums[2][AMX_SUMS + 1][AMX_COLS][16]; /* one more, so that stores and loads are not whole pages apart */
+    float halves[AMX_COLS][2];
     const q16_column record = q16_at(xq, n_k, block0);
-    const int per_step = kind == AMX_NARROW ? AMX_SUMS : AMX_SUMS / 2, n_steps = (n_blocks + per_step - 1) / per_step;
-    const int64_t n_units = n_groups * AMX_RV * n_steps;
+    const int n_v = kind == AMX_NARROW || kind == AMX_RAISED ? AMX_SUMS : AMX_SUMS / 2; /* groups of rows in a step */
+    const int64_t n_units = n_groups * n_blocks * (AMX_RV / n_v);
     amx_place made = {0, 0, 0}, added = {0, 0, 0};
-    vf chain[AMX_COLS];
-    UNROLL for (int c = 0; c < AMX_COLS; c++) chain[c] = vf_set1(0);
     for (int64_t unit = 0; unit < n_units + AMX_LAG; unit++) {
         const int is_made = unit < n_units, is_stored = unit > 0 && unit <= n_units, is_added = unit >= AMX_LAG;
-        float (*stored)[AMX_COLS][16] = sums[(unit + 1) % 2], (*ready)[AMX_COLS][16] = sums[unit % 2];
-        float *out = acc + added.col * AMX_RV * 16 + added.v * 16;
-        const int first = added.step * per_step, n_added = n_blocks - first < per_step ? n_blocks - first : per_step;
-        vf d[AMX_SUMS], m[AMX_SUMS][2];
-        UNROLL for (int j = 0; j < per_step; j++) {
-            int b = j < n_added ? first + j : first;
-            UNROLL for (int half = 0; half < min; half++) m[j][half] = vf_load(w->m[b][added.v][half]);
-            if (kind == AMX_HALVES) d[2 * j] = vf_load(w->d[b][added.v][0]), d[2 * j + 1] = vf_load(w->d[b][added.v][1]);
-            else d[j] = vf_load(w->d[b][added.v][0]);
-        }
-        if (is_added && added.step == 0)
-            UNROLL for (int c = 0; c < AMX_COLS; c++) if (c < n) chain[c] = vf_load(out + c * AMX_RV * 16);
-        const uint16_t *columns = bf16 + made.col * digits * n_k + block0 * digits * 512;
-        UNROLL for (int t = 0; t < AMX_SUMS; t++) {
-            int b = made.step * per_step + (kind == AMX_NARROW ? t : t / 2);
-            if (b >= n_blocks) b = n_blocks - 1;
-            const uint16_t *x = columns + b * digits * 512 + (kind == AMX_NARROW ? 0 : kind == AMX_WIDE ? t % 2 * 512 : t % 2 * 16);
-            if (is_made) {
-                /* the next columns' share, as they come from the L2 cache or from further away */
-                const int n_lines = digits * AMX_BLOCKS;
-                const char *next = (const char *)(columns + 16 * digits * n_k) + (made.v * AMX_SUMS + t) * 64 * n_lines;
-                UNROLL for (int line = 0; line < n_lines; line++) if (made.step == 0) __builtin_prefetch(next + 64 * line);
-                _tile_loadd(4, x, 64);
-                const uint32_t *q = w->q[b][made.v][kind == AMX_HALVES ? t % 2 * 8 : 0];
-                if (kind == AMX_WIDE ? t == 0 : t % 2 == 0) _tile_loadd(6, q, 64);
-                else if (kind != AMX_WIDE || t == 2) _tile_loadd(7, q, 64);
-            }
-            if (t == 0) AMX_SUM(0, 6);
-            if (t == 1 && kind == AMX_WIDE) AMX_SUM(1, 6);
-            if (t == 1 && kind != AMX_WIDE) AMX_SUM(1, 7);
-            if (t == 2 && kind == AMX_WIDE) AMX_SUM(2, 7);
-            if (t == 2 && kind != AMX_WIDE) AMX_SUM(2, 6);
-            if (t == 3) AMX_SUM(3, 7);
-            if (!is_added) continue;
-            const int64_t col0 = (added.col + 4 * t) * xq_stride;
-            const float *sum = AT(record.sum + first, col0), *dx = AT(record.d + first, col0);
-            const int32_t *corr16 = AT(record.corr16 + 2 * first, col0);
-            UNROLL for (int c = 4 * t; c < 4 * t + 4; c++) {
-                if (c >= n) continue;
-                const int64_t col = c % 4 * xq_stride;
-                UNROLL for (int j = 0; j < per_step; j++) {
-                    if (j >= n_added) continue;
-                    if (min) chain[c] = add_minima(min, chain[c], m[j], AT(sum, col)[j], AT(corr16, col) + 2 * j, AT(dx, col)[j]);
-                    vf dot = vf_load(ready[kind == AMX_NARROW ? j : 2 * j][c]);
-                    const vf scale = vf_set1(AT(dx, col)[j]);
-                    if (kind == AMX_WIDE) dot = vf_add(dot, vf_load(ready[2 * j + 1][c]));
-                    if (digits == 1) dot = vf_mul(dot, scale);
-                    chain[c] = vf_fma(dot, d[kind == AMX_HALVES ? 2 * j : j], chain[c]);
-                    if (kind != AMX_HALVES) continue;
-                    dot = vf_load(ready[2 * j + 1][c]);
-                    if (digits == 1) dot = vf_mul(dot, scale);
-                    chain[c] = vf_fma(dot, d[2 * j + 1], chain[c]);
+        float (*stored)[AMX_COLS][16] = sums[(unit + 1) % 2];
+        const float (*ready)[AMX_COLS][16] = (const float (*)[AMX_COLS][16])sums[unit % 2];
+        const uint16_t *hi = bf16 + (made.col * n_k + (block0 + made.block) * 512) * digits, *lo = hi + 512;
+        const char *next = (const char *)(hi + AMX_COLS * digits * n_k) + made.v * (16 / AMX_RV) * 64 * digits;
+        const uint32_t (*q)[16][16] = &w->q[made.block][made.v];
+        const uint32_t *third = q[kind == AMX_HALVES ? 0 : 2][kind == AMX_HALVES ? 8 : 0], *fourth = third + 256;
+        UNROLL for (int s = 0; s < AMX_SLOTS; s++) {
+            const int n_lines = 2 * digits * n_v / AMX_RV; /* of the next columns, which come from far away */
+            UNROLL for (int line = 0; line < n_lines; line++)
+                if (is_far && is_made) __builtin_prefetch(next + 64 * (n_lines * s + line));
+            if (s == 0) {
+                AMX_LOAD(4, hi);
+                AMX_LOAD(6, q[0]);
+                AMX_FIRST(0, 4, 6);
+            } else if (kind == AMX_WIDE) {
+                if (s == 2) {
+                    AMX_LOAD(5, lo);
+                    AMX_FIRST(1, 5, 6);
+                } else if (s == 4) {
+                    AMX_LOAD(7, q[1]);
+                    AMX_FIRST(2, 4, 7);
+                } else if (s == 6) {
+                    AMX_FIRST(3, 5, 7);
                 }
+            } else if (s == 1) {
+                AMX_LOAD(7, q[1]);
+                AMX_FIRST(1, 4, 7);
+            } else if (s == 2 && digits == 2) {
+                AMX_LOAD(5, lo);
+                AMX_THEN(0, 5, 6);
+            } else if (s == 3 && digits == 2) {
+                AMX_THEN(1, 5, 7);
+            } else if (s == 4) {
+                if (kind == AMX_HALVES) AMX_LOAD(4, hi + 16);
+                AMX_LOAD(6, third);
+                AMX_FIRST(2, 4, 6);
+            } else if (s == 5) {
+                AMX_LOAD(7, fourth);
+                AMX_FIRST(3, 4, 7);
+            } else if (s == 6 && digits == 2) {
+                if (kind == AMX_HALVES) AMX_LOAD(5, lo + 16);
+                AMX_THEN(2, 5, 6);
+            } else if (s == 7 && digits == 2) {
+                AMX_THEN(3, 5, 7);
             }
+            if (!is_added) continue;
+            const int nc = AMX_COLS * n_v / AMX_SLOTS, c = s * nc % AMX_COLS, i = s * nc / AMX_COLS;
+            const int t = kind == AMX_WIDE ? 2 * i : i, t2 = kind == AMX_WIDE ? t + 1 : kind == AMX_HALVES ? t + 2 : t;
+            const int64_t col0 = (added.col + c) * xq_stride;
+            const q16_column x = {.d = AT(record.d + added.block, col0),
+                                  .sum = AT(record.sum + added.block, col0),
+                                  .corr16 = AT(record.corr16 + 2 * added.block, col0)};
+            amx_add(digits, kind, min, nc, w, added.block, added.v + i, ready[t] + c, ready[t2] + c, x, xq_stride,
+                    halves + c, acc + ((added.col + c) * AMX_RV + added.v + i) * 16);
         }
-        if (is_added && added.step == n_steps - 1)
-            UNROLL for (int c = 0; c < AMX_COLS; c++) if (c < n) vf_store(out + c * AMX_RV * 16, chain[c]);
-        if (is_added) amx_next(&added, n_steps);
-        amx_next(&made, n_steps);
+        if (is_added) amx_next(&added, n_blocks, n_v);
+        amx_next(&made, n_blocks, n_v);
     }
 }
 
 #define AMX_TILE_ARGS                                                                                                  \
-    int64_t n_cols, const amx_weights *w, int n_blocks, const uint16_t *bf16, const uint8_t *xq, int64_t xq_stride,    \
-        int64_t n_k, int64_t block0, float *acc
+    int64_t n_groups, const amx_weights *w, int n_blocks, const uint16_t *bf16, const uint8_t *xq, int64_t xq_stride,  \
+        int64_t n_k, int64_t block0, int is_far, float *acc
 
-/* amx_tile_NAME: any number of columns, 16 at a time, then what is left */
 #define DEFINE_AMX_TILE(NAME, DIGITS, KIND, MIN)                                                                       \
     static AMX __attribute__((noinline)) void amx_tile_##NAME(AMX_TILE_ARGS) {                                        \
-        for (int64_t col = 0; col < n_cols;) {                                                                         \
-            const int64_t rest = n_cols - col;                                                                         \
-            const int n = rest < AMX_COLS ? (int)rest : AMX_COLS;                                                      \
-            amx_config config = amx_shapes(n, KIND == AMX_HALVES ? 16 : 32);                                           \
-            AMX_LOAD_CONFIG(config);                                                                                   \
-            amx_cols(DIGITS, KIND, MIN, n, rest / n, w, n_blocks, bf16 + col * DIGITS * n_k, xq + col * xq_stride,     \
-                     xq_stride, n_k, block0, acc + col * AMX_RV * 16);                                                 \
-            col += rest / n * n;                                                                                       \
-        }                                                                                                              \
-        _tile_release();                                                                                               \
+        amx_cols(DIGITS, KIND, MIN, n_groups, w, n_blocks, bf16, xq, xq_stride, n_k, block0, is_far, acc);             \
     }
 DEFINE_AMX_TILE(narrow_q16, 2, AMX_NARROW, 0)
 DEFINE_AMX_TILE(narrow_min_q16, 2, AMX_NARROW, MIN_32)
+DEFINE_AMX_TILE(raised_min_q16, 2, AMX_RAISED, MIN_32)
 DEFINE_AMX_TILE(wide_q16, 2, AMX_WIDE, 0)
-DEFINE_AMX_TILE(wide_min_q16, 2, AMX_WIDE, MIN_32)
 DEFINE_AMX_TILE(wide_min16_q16, 2, AMX_WIDE, MIN_16)
 DEFINE_AMX_TILE(halves_q16, 2, AMX_HALVES, 0)
 DEFINE_AMX_TILE(narrow_q8, 1, AMX_NARROW, 0)
@@ -210,7 +237,12 @@ DEFINE_AMX_TILE(narrow_min_q8, 1, AMX_NARROW, MIN_32)
 DEFINE_AMX_TILE(wide_min16_q8, 1, AMX_NARROW, MIN_16)
 DEFINE_AMX_TILE(halves_q8, 1, AMX_HALVES, 0)
 #define amx_tile_wide_q8 amx_tile_narrow_q8
-#define amx_tile_wide_min_q8 amx_tile_narrow_min_q8
+#define amx_tile_raised_min_q8 amx_tile_narrow_min_q8
+
+
+/* What weights are less in tiles of 16 bits than in the format */
+enum { amx_narrow_RAISE = 0, amx_narrow_min_RAISE = 0, amx_raised_min_RAISE = 16, amx_wide_RAISE = 0 };
+enum { amx_wide_min16_RAISE = 0, amx_halves_RAISE = 0 };
 
 /* NAME_matmul_amx, for a format that DEFINE_INT_MATMUL has defined; KIND names the tile kernel, N_BITS are those of what
  * NAME_quants gives */
@@ -236,34 +268,40 @@ DEFINE_AMX_TILE(halves_q8, 1, AMX_HALVES, 0)
     }                                                                                                                  \
                                                                                                                        \
     static void NAME##_matmul_amx(const woolly_matmul_args *a, int64_t group_begin, int64_t group_end) {              \
-        if (a->n_cols < WOOLLY_BF16_LEAST_COLS || !a->bf16) {                                                          \
+        if (a->n_cols < AMX_LEAST_COLS(N_BITS) || !a->bf16) {                                                          \
             NAME##_matmul(a, group_begin, group_end);                                                                  \
             return;                                                                                                    \
         }                                                                                                              \
         amx_weights w;                                                                                                 \
-        const amx_levels levels = amx_levels_of(NAME##_BIAS);                                                          \
         ALIGNED float acc[AMX_COL_BLOCK * AMX_RV * 16];                                                                \
+        const amx_levels levels = amx_levels_of(NAME##_BIAS + (a->n_digits == 1 ? 0 : amx_##KIND##_RAISE));            \
         const int64_t n_blocks = a->n_k / NAME##_BLOCK, n_parts = n_blocks * NAME##_OUTER;                             \
-        const int64_t step = AMX_BLOCKS / NAME##_INNER;                                                                \
+        const int64_t step = AMX_BLOCKS / NAME##_INNER, n_tiled = a->n_cols / AMX_COLS * AMX_COLS;                     \
+        const int is_far = 2 * a->n_digits * a->n_k * n_tiled > AMX_FAR;                                               \
         void (*multiply)(AMX_TILE_ARGS) = a->n_digits == 1 ? amx_tile_##KIND##_q8 : amx_tile_##KIND##_q16;             \
+        woolly_matmul_args rest = *a;                                                                                  \
+        rest.xq += n_tiled * a->xq_stride, rest.out += n_tiled * a->out_stride, rest.n_cols -= n_tiled;                \
+        amx_begin(NAME##_HALVES ? 16 : 32);                                                                            \
         for (int64_t group = group_begin; group < group_end; group += AMX_RV) {                                        \
             const int64_t n_rv = group_end - group < AMX_RV ? group_end - group : AMX_RV;                              \
-            for (int64_t col = 0; col < a->n_cols; col += AMX_COL_BLOCK) {                                             \
-                const int64_t n_cols = a->n_cols - col < AMX_COL_BLOCK ? a->n_cols - col : AMX_COL_BLOCK;              \
+            for (int64_t col = 0; col < n_tiled; col += AMX_COL_BLOCK) {                                               \
+                const int64_t n_cols = n_tiled - col < AMX_COL_BLOCK ? n_tiled - col : AMX_COL_BLOCK;                  \
                 memset(acc, 0, sizeof(float) * (size_t)(n_cols * AMX_RV * 16));                                        \
                 for (int64_t part = 0; part < n_parts; part += step) {                                                 \
                     const int n = (int)(n_parts - part < step ? n_parts - part : step);                                \
                     for (int v = 0; v < AMX_RV; v++)                                                                   \
                         NAME##_fill_amx(&w, (const NAME##_group *)a->w + (group + (v < n_rv ? v : 0)) * n_blocks, v,   \
                                         part, n, &levels);                                                             \
-                    multiply(n_cols, &w, n * NAME##_INNER, a->bf16 + col * a->n_digits * a->n_k,                       \
-                             a->xq + col * a->xq_stride, a->xq_stride, a->n_k, part * NAME##_INNER, acc);              \
+                    multiply(n_cols / AMX_COLS, &w, n * NAME##_INNER, a->bf16 + col * a->n_digits * a->n_k,            \
+                             a->xq + col * a->xq_stride, a->xq_stride, a->n_k, part * NAME##_INNER, is_far, acc);      \
                 }                                                                                                      \
                 for (int64_t c = 0; c < n_cols; c++)                                                                   \
                     for (int64_t v = 0; v < n_rv; v++)                                                                 \
                         store_rows(a, col + c, (group + v) * 16, vf_load(acc + (c * AMX_RV + v) * 16));                \
             }                                                                                                          \
+            if (rest.n_cols) NAME##_matmul(&rest, group, group + n_rv);                                                \
         }                                                                                                              \
+        amx_end();                                                                                                     \
     }
 
 #endif

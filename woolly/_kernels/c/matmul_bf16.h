@@ -159,12 +159,6 @@ static AMX void bf16_amx_panels(const woolly_matmul_args *a, int64_t row, int64_
     }
 }
 
-static AMX __attribute__((noinline)) void bf16_amx_begin(void) {
-    amx_config config = amx_shapes(16, 32);
-    AMX_LOAD_CONFIG(config);
-}
-
-static AMX __attribute__((noinline)) void bf16_amx_end(void) { _tile_release(); }
 #endif
 
 /* vdpbf16ps: 8 columns by 32 rows in registers */
@@ -252,10 +246,10 @@ static void matmul_bf16(const woolly_matmul_args *args, int64_t begin, int64_t e
 #if HAS_AMX
 #define DEFINE_BF16_AMX_MATMUL(NAME)                                                                                   \
     static void NAME##_matmul_bf16_amx(const woolly_matmul_args *a, int64_t begin, int64_t end) {                      \
-        bf16_amx_begin();                                                                                              \
+        amx_begin(32);                                                                                                 \
         matmul_bf16(a, begin, end, a->n_k / NAME##_BLOCK * (int64_t)sizeof(NAME##_group), NAME##_fill_bf16,            \
                     bf16_amx_panels);                                                                                  \
-        bf16_amx_end();                                                                                                \
+        amx_end();                                                                                                     \
     }
 #else
 #define DEFINE_BF16_AMX_MATMUL(NAME)

@@ -51,11 +51,14 @@ static INLINE vi dot4(int bias, vi acc, vb w, const int8_t *x) {
     return bias == 128 ? dot_full(acc, w, x) : dot_low(acc, w, x);
 }
 
+/* The sum of half a block's activations */
+static INLINE float half_sum(int32_t corr16, float dx) { return (float)corr16 * (dx * -0x1p-7f); }
+
 /* A block's minima times the sums of its activations: one such term, or one for each of its halves */
 static INLINE vf add_minima(int min, vf acc, const vf *m, float sum, const int32_t *corr16, float dx) {
     if (min == MIN_32) return vf_fma(m[0], vf_set1(sum), acc);
-    acc = vf_fma(m[0], vf_set1((float)corr16[0] * (dx * -0x1p-7f)), acc);
-    return vf_fma(m[1], vf_set1((float)corr16[1] * (dx * -0x1p-7f)), acc);
+    acc = vf_fma(m[0], vf_set1(half_sum(corr16[0], dx)), acc);
+    return vf_fma(m[1], vf_set1(half_sum(corr16[1], dx)), acc);
 }
 
 /* A block's scaled dot product, or one for each of its halves */
