@@ -21,7 +21,7 @@ from woolly._kernels.matmul cimport matrix_row
 
 cdef enum:
     COLUMN_STEP = 48                # a multiple of every tile's columns
-    BF16_ROW_STEP = 4               # groups of rows in a tile of bf16
+    BF16_ROW_STEP = 4               # groups of rows in a tile of bf16, and twice as many use the same activations
     ROW_STEP = 2                    # and in the others
     BF16_COLUMN_BLOCK = 256         # for tiles of bf16, which read activations ahead, so that they need not stay in L2
     FEW_COLUMNS = 8                 # from so many on the arithmetic takes longer than the weights do to come
@@ -67,7 +67,15 @@ cdef Chunks cut_rows(const Op *op, int64_t n_cols, int64_t step, int n_threads) 
     if n_cols >= FEW_COLUMNS and n_threads > 1:
         chunks.n_large = chunks.large = 0
     chunks.small = max(step, total // (n_threads * 8) // step * step)
+    if step == BF16_ROW_STEP:
+        chunks.small = rounded_up(rounded_up(total, n_threads * 4) // (n_threads * 4), step)
+        if chunks.small > step:
+            chunks.small = rounded_up(chunks.small, 2 * step)
     return chunks
+
+
+cdef int64_t rounded_up(int64_t n, int64_t step) noexcept nogil:
+    return (n + step - 1) // step * step
 
 
 cdef int64_t n_chunks(const Chunks *chunks) noexcept nogil:

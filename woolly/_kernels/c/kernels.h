@@ -176,7 +176,7 @@ typedef struct {
     woolly_matmul_fn matmul[WOOLLY_MAX_FORMATS]; /* of the table's formats, from `bf16` */
 } woolly_bf16_unit;
 
-#define WOOLLY_ATTENTION_COLS 48 /* most columns of one attention_tiles call */
+#define WOOLLY_ATTENTION_COLS 96 /* most columns of one attention_tiles call */
 /* floats of scratch for attention_tiles: queries gathered, scores, the tile's own output and state, 32 rows widened */
 static inline int64_t woolly_attention_scratch(int64_t head_dim) {
     int64_t n_wide = head_dim > WOOLLY_KV_TILE ? head_dim : WOOLLY_KV_TILE;

@@ -23,8 +23,8 @@
 
 #define AMX __attribute__((target("amx-tile,amx-bf16")))
 #define AMX_COLS 16
-#define AMX_RV 4     /* row groups that use the same activations while these are in L1 */
-#define AMX_BLOCKS 4 /* blocks of weights in L1: with the activations and the sums, 40 of 48 KB */
+#define AMX_RV 8     /* most row groups that use the same activations while these are in L1 */
+#define AMX_BLOCKS 4 /* blocks of their weights: 32 KB */
 #define AMX_SUMS 4   /* tiles that are made in one step: of 4 row groups, or 2 of each of 2 row groups */
 #define AMX_SLOTS 8  /* parts of a step: a dot product of each, and that much of the vector unit's work */
 #define AMX_LAG 2    /* steps from a tile to its chain: it is stored one step later, and read another one later */
@@ -90,8 +90,8 @@ typedef struct {
     int v;
 } amx_place;
 
-static INLINE void amx_next(amx_place *p, int n_blocks, int n_v) {
-    if ((p->v += n_v) < AMX_RV) return;
+static INLINE void amx_next(amx_place *p, int n_blocks, int n_rv, int n_v) {
+    if ((p->v += n_v) < n_rv) return;
     p->v = 0;
     if (++p->block < n_blocks) return;
     p->block = 0;
@@ -146,35 +146,34 @@ static INLINE void amx_add(int digits, int kind, int min, int nc, const amx_weig
 /* acc (columns, 16 AMX_RV) += the n_blocks blocks from block0 on, for n_groups groups of 16 columns. A pipeline: the tiles of
  * one step are made while those of the step before are stored, and those of the one before that are added to the chains, so
  * that tile and vector unit both have something to do. Loading tiles is the tile unit's time too: a step is one block of
- * several groups of rows, which share the tiles of activations. */
-static INLINE AMX void amx_cols(int digits, int kind, int min, int64_t n_groups, const amx_weights *w, int n_blocks,
+ * several groups of rows, which share the tiles of activations; where a block's digits have one tile each, these stay for all. */
+static INLINE AMX void amx_cols(int digits, int kind, int min, int64_t n_groups, const amx_weights *w, int n_rv, int n_blocks,
                                 const uint16_t *bf16, const uint8_t *xq, int64_t xq_stride, int64_t n_k, int64_t block0,
                                 int is_far, float *acc) {
     ALIGNED float sums[2][AMX_SUMS + 1][AMX_COLS][16]; /* one more, so that stores and loads are not whole pages apart */
     float halves[AMX_COLS][2];
     const q16_column record = q16_at(xq, n_k, block0);
     const int n_v = kind == AMX_NARROW || kind == AMX_RAISED ? AMX_SUMS : AMX_SUMS / 2; /* groups of rows in a step */
-    const int64_t n_units = n_groups * n_blocks * (AMX_RV / n_v);
+    const int64_t n_units = n_groups * n_blocks * ((n_rv + n_v - 1) / n_v);
     amx_place made = {0, 0, 0}, added = {0, 0, 0};
     for (int64_t unit = 0; unit < n_units + AMX_LAG; unit++) {
         const int is_made = unit < n_units, is_stored = unit > 0 && unit <= n_units, is_added = unit >= AMX_LAG;
         float (*stored)[AMX_COLS][16] = sums[(unit + 1) % 2];
         const float (*ready)[AMX_COLS][16] = (const float (*)[AMX_COLS][16])sums[unit % 2];
         const uint16_t *hi = bf16 + (made.col * n_k + (block0 + made.block) * 512) * digits, *lo = hi + 512;
-        const char *next = (const char *)(hi + AMX_COLS * digits * n_k) + made.v * (16 / AMX_RV) * 64 * digits;
+        const int loads_x = kind == AMX_HALVES || made.v == 0, asks = is_far && is_made && made.v == 0;
         const uint32_t (*q)[16][16] = &w->q[made.block][made.v];
         const uint32_t *third = q[kind == AMX_HALVES ? 0 : 2][kind == AMX_HALVES ? 8 : 0], *fourth = third + 256;
         UNROLL for (int s = 0; s < AMX_SLOTS; s++) {
-            const int n_lines = 2 * digits * n_v / AMX_RV; /* of the next columns, which come from far away */
-            UNROLL for (int line = 0; line < n_lines; line++)
-                if (is_far && is_made) __builtin_prefetch(next + 64 * (n_lines * s + line));
+            UNROLL for (int line = 0; line < 2 * digits; line++) /* of the next columns */
+                if (asks) __builtin_prefetch(hi + AMX_COLS * digits * n_k + 32 * (2 * digits * s + line));
             if (s == 0) {
-                AMX_LOAD(4, hi);
+                if (loads_x) AMX_LOAD(4, hi);
                 AMX_LOAD(6, q[0]);
                 AMX_FIRST(0, 4, 6);
             } else if (kind == AMX_WIDE) {
                 if (s == 2) {
-                    AMX_LOAD(5, lo);
+                    if (loads_x) AMX_LOAD(5, lo);
                     AMX_FIRST(1, 5, 6);
                 } else if (s == 4) {
                     AMX_LOAD(7, q[1]);
@@ -186,7 +185,7 @@ static INLINE AMX void amx_cols(int digits, int kind, int min, int64_t n_groups,
                 AMX_LOAD(7, q[1]);
                 AMX_FIRST(1, 4, 7);
             } else if (s == 2 && digits == 2) {
-                AMX_LOAD(5, lo);
+                if (loads_x) AMX_LOAD(5, lo);
                 AMX_THEN(0, 5, 6);
             } else if (s == 3 && digits == 2) {
                 AMX_THEN(1, 5, 7);
@@ -213,18 +212,18 @@ static INLINE AMX void amx_cols(int digits, int kind, int min, int64_t n_groups,
             amx_add(digits, kind, min, nc, w, added.block, added.v + i, ready[t] + c, ready[t2] + c, x, xq_stride,
                     halves + c, acc + ((added.col + c) * AMX_RV + added.v + i) * 16);
         }
-        if (is_added) amx_next(&added, n_blocks, n_v);
-        amx_next(&made, n_blocks, n_v);
+        if (is_added) amx_next(&added, n_blocks, n_rv, n_v);
+        amx_next(&made, n_blocks, n_rv, n_v);
     }
 }
 
 #define AMX_TILE_ARGS                                                                                                  \
-    int64_t n_groups, const amx_weights *w, int n_blocks, const uint16_t *bf16, const uint8_t *xq, int64_t xq_stride,  \
-        int64_t n_k, int64_t block0, int is_far, float *acc
+    int64_t n_groups, const amx_weights *w, int n_rv, int n_blocks, const uint16_t *bf16, const uint8_t *xq,           \
+        int64_t xq_stride, int64_t n_k, int64_t block0, int is_far, float *acc
 
 #define DEFINE_AMX_TILE(NAME, DIGITS, KIND, MIN)                                                                       \
     static AMX __attribute__((noinline)) void amx_tile_##NAME(AMX_TILE_ARGS) {                                        \
-        amx_cols(DIGITS, KIND, MIN, n_groups, w, n_blocks, bf16, xq, xq_stride, n_k, block0, is_far, acc);             \
+        amx_cols(DIGITS, KIND, MIN, n_groups, w, n_rv, n_blocks, bf16, xq, xq_stride, n_k, block0, is_far, acc);       \
     }
 DEFINE_AMX_TILE(narrow_q16, 2, AMX_NARROW, 0)
 DEFINE_AMX_TILE(narrow_min_q16, 2, AMX_NARROW, MIN_32)
@@ -289,10 +288,10 @@ enum { amx_wide_min16_RAISE = 0, amx_halves_RAISE = 0 };
                 memset(acc, 0, sizeof(float) * (size_t)(n_cols * AMX_RV * 16));                                        \
                 for (int64_t part = 0; part < n_parts; part += step) {                                                 \
                     const int n = (int)(n_parts - part < step ? n_parts - part : step);                                \
-                    for (int v = 0; v < AMX_RV; v++)                                                                   \
+                    for (int v = 0; v < (n_rv + AMX_SUMS - 1) / AMX_SUMS * AMX_SUMS; v++) /* as a step takes them */    \
                         NAME##_fill_amx(&w, (const NAME##_group *)a->w + (group + (v < n_rv ? v : 0)) * n_blocks, v,   \
                                         part, n, &levels);                                                             \
-                    multiply(n_cols / AMX_COLS, &w, n * NAME##_INNER, a->bf16 + col * a->n_digits * a->n_k,            \
+                    multiply(n_cols / AMX_COLS, &w, (int)n_rv, n * NAME##_INNER, a->bf16 + col * a->n_digits * a->n_k, \
                              a->xq + col * a->xq_stride, a->xq_stride, a->n_k, part * NAME##_INNER, is_far, acc);      \
                 }                                                                                                      \
                 for (int64_t c = 0; c < n_cols; c++)                                                                   \
