@@ -98,28 +98,40 @@ static INLINE void amx_next(amx_place *p, int n_blocks, int n_rv, int n_v) {
     p->col += AMX_COLS;
 }
 
-/* The chains of nc columns take up a block of 16 rows: sums are its tile, or two; halves are the columns' sums of half blocks,
- * which are found when the block's first rows come */
-static INLINE void amx_add(int digits, int kind, int min, int nc, const amx_weights *w, int block, int v,
-                           const float (*sums)[16], const float (*sums2)[16], const q16_column x, int64_t xq_stride,
-                           float (*halves)[2], float *out) {
+/* What activations of 16 columns have for a block beside their tiles: found when its first rows come, kept for all */
+typedef struct {
+    float d[AMX_COLS];
+    float sum[AMX_COLS];
+    float halves[2][AMX_COLS];
+} amx_scalars;
+
+static INLINE void amx_collect(int digits, int kind, int min, int c0, int nc, const q16_column x, int64_t xq_stride,
+                               amx_scalars *of) {
+    UNROLL for (int c = c0; c < c0 + nc; c++) {
+        const int64_t col = c * xq_stride;
+        if (digits == 1) of->d[c] = *AT(x.d, col);
+        if (min == MIN_32 || kind == AMX_RAISED) of->sum[c] = *AT(x.sum, col);
+        UNROLL for (int half = 0; half < 2; half++)
+            if (min == MIN_16) of->halves[half][c] = half_sum(AT(x.corr16, col)[half], *AT(x.d, col));
+    }
+}
+
+/* The chains of nc columns take up a block of 16 rows: sums are its tile, or two */
+static INLINE void amx_add(int digits, int kind, int min, int c0, int nc, const amx_weights *w, int block, int v,
+                           const float (*sums)[16], const float (*sums2)[16], const amx_scalars *of, float *out) {
     vf d[2], m[2];
     UNROLL for (int half = 0; half <= (kind == AMX_HALVES); half++) d[half] = vf_load(w->d[block][v][half]);
     UNROLL for (int half = 0; half < min; half++) m[half] = vf_load(w->m[block][v][half]);
-    UNROLL for (int c = 0; c < nc; c++) {
-        const int64_t col = c * xq_stride;
+    UNROLL for (int c = c0; c < c0 + nc; c++) {
         vf chain = vf_load(out + c * AMX_RV * 16), dot[2] = {vf_load(sums[c])};
-        if (min == MIN_32) chain = vf_fma(m[0], vf_set1(*AT(x.sum, col)), chain);
-        UNROLL for (int half = 0; half < 2; half++) {
-            if (min != MIN_16) continue;
-            if (v == 0) halves[c][half] = half_sum(AT(x.corr16, col)[half], *AT(x.d, col));
-            chain = vf_fma(m[half], vf_set1(halves[c][half]), chain);
-        }
-        if (kind == AMX_RAISED) dot[0] = vf_add(dot[0], vf_set1(16 * *AT(x.sum, col)));
+        if (min == MIN_32) chain = vf_fma(m[0], vf_set1(of->sum[c]), chain);
+        UNROLL for (int half = 0; half < 2; half++)
+            if (min == MIN_16) chain = vf_fma(m[half], vf_set1(of->halves[half][c]), chain);
+        if (kind == AMX_RAISED) dot[0] = vf_add(dot[0], vf_set1(16 * of->sum[c]));
         if (kind == AMX_WIDE) dot[0] = vf_add(dot[0], vf_load(sums2[c]));
         if (kind == AMX_HALVES) dot[1] = vf_load(sums2[c]);
         UNROLL for (int half = 0; half <= (kind == AMX_HALVES); half++) {
-            if (digits == 1) dot[half] = vf_mul(dot[half], vf_set1(*AT(x.d, col)));
+            if (digits == 1) dot[half] = vf_mul(dot[half], vf_set1(of->d[c]));
             chain = vf_fma(dot[half], d[half], chain);
         }
         vf_store(out + c * AMX_RV * 16, chain);
@@ -151,7 +163,7 @@ static INLINE AMX void amx_cols(int digits, int kind, int min, int64_t n_groups,
                                 const uint16_t *bf16, const uint8_t *xq, int64_t xq_stride, int64_t n_k, int64_t block0,
                                 int is_far, float *acc) {
     ALIGNED float sums[2][AMX_SUMS + 1][AMX_COLS][16]; /* one more, so that stores and loads are not whole pages apart */
-    float halves[AMX_COLS][2];
+    amx_scalars of;
     const q16_column record = q16_at(xq, n_k, block0);
     const int n_v = kind == AMX_NARROW || kind == AMX_RAISED ? AMX_SUMS : AMX_SUMS / 2; /* groups of rows in a step */
     const int64_t n_units = n_groups * n_blocks * ((n_rv + n_v - 1) / n_v);
@@ -205,12 +217,13 @@ static INLINE AMX void amx_cols(int digits, int kind, int min, int64_t n_groups,
             if (!is_added) continue;
             const int nc = AMX_COLS * n_v / AMX_SLOTS, c = s * nc % AMX_COLS, i = s * nc / AMX_COLS;
             const int t = kind == AMX_WIDE ? 2 * i : i, t2 = kind == AMX_WIDE ? t + 1 : kind == AMX_HALVES ? t + 2 : t;
-            const int64_t col0 = (added.col + c) * xq_stride;
+            const int64_t col0 = added.col * xq_stride;
             const q16_column x = {.d = AT(record.d + added.block, col0),
                                   .sum = AT(record.sum + added.block, col0),
                                   .corr16 = AT(record.corr16 + 2 * added.block, col0)};
-            amx_add(digits, kind, min, nc, w, added.block, added.v + i, ready[t] + c, ready[t2] + c, x, xq_stride,
-                    halves + c, acc + ((added.col + c) * AMX_RV + added.v + i) * 16);
+            if (i == 0 && added.v == 0) amx_collect(digits, kind, min, c, nc, x, xq_stride, &of);
+            amx_add(digits, kind, min, c, nc, w, added.block, added.v + i, ready[t], ready[t2], &of,
+                    acc + (added.col * AMX_RV + added.v + i) * 16);
         }
         if (is_added) amx_next(&added, n_blocks, n_rv, n_v);
         amx_next(&made, n_blocks, n_rv, n_v);
