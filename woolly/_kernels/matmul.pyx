@@ -22,7 +22,7 @@ from woolly._kernels.threads import check_threads
 cdef extern from "<unistd.h>" nogil:
     ssize_t pread(int descriptor, void *to, size_t n_bytes, int64_t offset)
 
-cdef int64_t ROWS_A_TASK = 64  # four groups: the widest tile
+cdef int64_t ROWS_A_TASK = 128  # eight groups: so many share activations on AMX; half of them where rows are few
 cdef int64_t BYTES_A_READ = 256 << 10  # of a file, by a thread: they are packed from its L2 cache
 cdef int64_t MOST_CACHED_BYTES = 0x100000  # half of a 2 MB L2: there a thread may find its rows again
 
@@ -414,6 +414,8 @@ def matmul(PackedMatrix w not None, const float[:, ::1] x not None, /, *, out=No
     cdef woolly_matmul_args args
     cdef int64_t n_tokens = x.shape[0], t, task, step = ROWS_A_TASK // WOOLLY_GROUP
     cdef int64_t stride = woolly_q16_stride(m.n_cols)
+    if m.n_groups < 4 * step * threads:
+        step //= 2
     args.w, args.n_rows, args.n_k = m.w, m.n_rows, m.n_cols
     args.x, args.x_stride = &x[0, 0], m.n_cols
     args.xq, args.xq_stride, args.n_digits = NULL, stride, how.n_digits
