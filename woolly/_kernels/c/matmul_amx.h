@@ -251,7 +251,6 @@ DEFINE_AMX_TILE(halves_q8, 1, AMX_HALVES, 0)
 #define amx_tile_wide_q8 amx_tile_narrow_q8
 #define amx_tile_raised_min_q8 amx_tile_narrow_min_q8
 
-
 /* What weights are less in tiles of 16 bits than in the format */
 enum { amx_narrow_RAISE = 0, amx_narrow_min_RAISE = 0, amx_raised_min_RAISE = 16, amx_wide_RAISE = 0 };
 enum { amx_wide_min16_RAISE = 0, amx_halves_RAISE = 0 };
@@ -301,9 +300,12 @@ enum { amx_wide_min16_RAISE = 0, amx_halves_RAISE = 0 };
                 memset(acc, 0, sizeof(float) * (size_t)(n_cols * AMX_RV * 16));                                        \
                 for (int64_t part = 0; part < n_parts; part += step) {                                                 \
                     const int n = (int)(n_parts - part < step ? n_parts - part : step);                                \
-                    for (int v = 0; v < (n_rv + AMX_SUMS - 1) / AMX_SUMS * AMX_SUMS; v++) /* as a step takes them */    \
-                        NAME##_fill_amx(&w, (const NAME##_group *)a->w + (group + (v < n_rv ? v : 0)) * n_blocks, v,   \
-                                        part, n, &levels);                                                             \
+                    for (int v = 0; v < (n_rv + AMX_SUMS - 1) / AMX_SUMS * AMX_SUMS; v++) { /* as a step takes them */ \
+                        const NAME##_group *from = (const NAME##_group *)a->w + (group + (v < n_rv ? v : 0)) * n_blocks;\
+                        NAME##_fill_amx(&w, from, v, part, n, &levels);                                                \
+                        const int64_t part_bytes = (int64_t)sizeof(NAME##_group) / NAME##_OUTER;                       \
+                        if (a->streams && col == 0) prefetch_bytes((const uint8_t *)from + (part + n) * part_bytes, n * part_bytes);\
+                    }                                                                                                  \
                     multiply(n_cols / AMX_COLS, &w, (int)n_rv, n * NAME##_INNER, a->bf16 + col * a->n_digits * a->n_k, \
                              a->xq + col * a->xq_stride, a->xq_stride, a->n_k, part * NAME##_INNER, is_far, acc);      \
                 }                                                                                                      \
