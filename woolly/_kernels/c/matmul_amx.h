@@ -13,7 +13,7 @@
  * Of activations of 8 bits there is one digit: a tile for a block (NARROW, whatever the weights) or half a block, and their
  * scale, which is any number, multiplies sums.
  *
- * Columns that do not fill a tile go to the vector unit. On a Sapphire Rapids core a block of 16 rows x 16 columns takes about
+ * A few columns that are left over go to the vector unit. On a Sapphire Rapids core a block of 16 rows x 16 columns takes about
  * 40 ns, of which products are 14; int8 tiles, whose int32 sums the vector unit would convert, shift and scale, took longer.
  */
 #ifndef WOOLLY_MATMUL_AMX_H
@@ -29,6 +29,7 @@
 #define AMX_SLOTS 8  /* parts of a step: a dot product of each, and that much of the vector unit's work */
 #define AMX_LAG 2    /* steps from a tile to its chain: it is stored one step later, and read another one later */
 #define AMX_COL_BLOCK 256
+#define AMX_MOST_REST 7 /* columns left over that go to the vector unit; more have a tile, though it is not full */
 #define AMX_LEAST_COLS(N_BITS) ((N_BITS) == 8 ? 48 : WOOLLY_BF16_LEAST_COLS) /* bytes take longer to convert */
 #define AMX_FAR (1 << 20) /* bytes of activations that L2 does not keep from one panel of weights to the next */
 
@@ -105,10 +106,10 @@ typedef struct {
     float halves[2][AMX_COLS];
 } amx_scalars;
 
-static INLINE void amx_collect(int digits, int kind, int min, int c0, int nc, const q16_column x, int64_t xq_stride,
-                               amx_scalars *of) {
+static INLINE void amx_collect(int digits, int kind, int min, int c0, int nc, int64_t n, const q16_column x,
+                               int64_t xq_stride, amx_scalars *of) {
     UNROLL for (int c = c0; c < c0 + nc; c++) {
-        const int64_t col = c * xq_stride;
+        const int64_t col = (c < n ? c : 0) * xq_stride; /* what stands in for columns that are not there is not used */
         if (digits == 1) of->d[c] = *AT(x.d, col);
         if (min == MIN_32 || kind == AMX_RAISED) of->sum[c] = *AT(x.sum, col);
         UNROLL for (int half = 0; half < 2; half++)
@@ -155,18 +156,18 @@ static INLINE void amx_add(int digits, int kind, int min, int c0, int nc, const 
         if (is_made) _tile_dpbf16ps(T, X, W);                                                                          \
     } while (0)
 
-/* acc (columns, 16 AMX_RV) += the n_blocks blocks from block0 on, for n_groups groups of 16 columns. A pipeline: the tiles of
+/* acc (columns, 16 AMX_RV) += the n_blocks blocks from block0 on, for n_cols columns, 16 at a time. A pipeline: the tiles of
  * one step are made while those of the step before are stored, and those of the one before that are added to the chains, so
  * that tile and vector unit both have something to do. Loading tiles is the tile unit's time too: a step is one block of
  * several groups of rows, which share the tiles of activations; where a block's digits have one tile each, these stay for all. */
-static INLINE AMX void amx_cols(int digits, int kind, int min, int64_t n_groups, const amx_weights *w, int n_rv, int n_blocks,
+static INLINE AMX void amx_cols(int digits, int kind, int min, int64_t n_cols, const amx_weights *w, int n_rv, int n_blocks,
                                 const uint16_t *bf16, const uint8_t *xq, int64_t xq_stride, int64_t n_k, int64_t block0,
                                 int is_far, float *acc) {
     ALIGNED float sums[2][AMX_SUMS + 1][AMX_COLS][16]; /* one more, so that stores and loads are not whole pages apart */
     amx_scalars of;
     const q16_column record = q16_at(xq, n_k, block0);
     const int n_v = kind == AMX_NARROW || kind == AMX_RAISED ? AMX_SUMS : AMX_SUMS / 2; /* groups of rows in a step */
-    const int64_t n_units = n_groups * n_blocks * ((n_rv + n_v - 1) / n_v);
+    const int64_t n_units = (n_cols + AMX_COLS - 1) / AMX_COLS * n_blocks * ((n_rv + n_v - 1) / n_v);
     amx_place made = {0, 0, 0}, added = {0, 0, 0};
     for (int64_t unit = 0; unit < n_units + AMX_LAG; unit++) {
         const int is_made = unit < n_units, is_stored = unit > 0 && unit <= n_units, is_added = unit >= AMX_LAG;
@@ -221,7 +222,7 @@ static INLINE AMX void amx_cols(int digits, int kind, int min, int64_t n_groups,
             const q16_column x = {.d = AT(record.d + added.block, col0),
                                   .sum = AT(record.sum + added.block, col0),
                                   .corr16 = AT(record.corr16 + 2 * added.block, col0)};
-            if (i == 0 && added.v == 0) amx_collect(digits, kind, min, c, nc, x, xq_stride, &of);
+            if (i == 0 && added.v == 0) amx_collect(digits, kind, min, c, nc, n_cols - added.col, x, xq_stride, &of);
             amx_add(digits, kind, min, c, nc, w, added.block, added.v + i, ready[t], ready[t2], &of,
                     acc + (added.col * AMX_RV + added.v + i) * 16);
         }
@@ -231,12 +232,12 @@ static INLINE AMX void amx_cols(int digits, int kind, int min, int64_t n_groups,
 }
 
 #define AMX_TILE_ARGS                                                                                                  \
-    int64_t n_groups, const amx_weights *w, int n_rv, int n_blocks, const uint16_t *bf16, const uint8_t *xq,           \
+    int64_t n_cols, const amx_weights *w, int n_rv, int n_blocks, const uint16_t *bf16, const uint8_t *xq,             \
         int64_t xq_stride, int64_t n_k, int64_t block0, int is_far, float *acc
 
 #define DEFINE_AMX_TILE(NAME, DIGITS, KIND, MIN)                                                                       \
     static AMX __attribute__((noinline)) void amx_tile_##NAME(AMX_TILE_ARGS) {                                        \
-        amx_cols(DIGITS, KIND, MIN, n_groups, w, n_rv, n_blocks, bf16, xq, xq_stride, n_k, block0, is_far, acc);       \
+        amx_cols(DIGITS, KIND, MIN, n_cols, w, n_rv, n_blocks, bf16, xq, xq_stride, n_k, block0, is_far, acc);         \
     }
 DEFINE_AMX_TILE(narrow_q16, 2, AMX_NARROW, 0)
 DEFINE_AMX_TILE(narrow_min_q16, 2, AMX_NARROW, MIN_32)
@@ -287,7 +288,8 @@ enum { amx_wide_min16_RAISE = 0, amx_halves_RAISE = 0 };
         ALIGNED float acc[AMX_COL_BLOCK * AMX_RV * 16];                                                                \
         const amx_levels levels = amx_levels_of(NAME##_BIAS + (a->n_digits == 1 ? 0 : amx_##KIND##_RAISE));            \
         const int64_t n_blocks = a->n_k / NAME##_BLOCK, n_parts = n_blocks * NAME##_OUTER;                             \
-        const int64_t step = AMX_BLOCKS / NAME##_INNER, n_tiled = a->n_cols / AMX_COLS * AMX_COLS;                     \
+        const int64_t step = AMX_BLOCKS / NAME##_INNER, n_left = a->n_cols % AMX_COLS;                                 \
+        const int64_t n_tiled = n_left > AMX_MOST_REST ? a->n_cols : a->n_cols - n_left;                               \
         const int is_far = 2 * a->n_digits * a->n_k * n_tiled > AMX_FAR;                                               \
         void (*multiply)(AMX_TILE_ARGS) = a->n_digits == 1 ? amx_tile_##KIND##_q8 : amx_tile_##KIND##_q16;             \
         woolly_matmul_args rest = *a;                                                                                  \
@@ -297,7 +299,7 @@ enum { amx_wide_min16_RAISE = 0, amx_halves_RAISE = 0 };
             const int64_t n_rv = group_end - group < AMX_RV ? group_end - group : AMX_RV;                              \
             for (int64_t col = 0; col < n_tiled; col += AMX_COL_BLOCK) {                                               \
                 const int64_t n_cols = n_tiled - col < AMX_COL_BLOCK ? n_tiled - col : AMX_COL_BLOCK;                  \
-                memset(acc, 0, sizeof(float) * (size_t)(n_cols * AMX_RV * 16));                                        \
+                memset(acc, 0, sizeof(acc) / AMX_COL_BLOCK * (size_t)((n_cols + AMX_COLS - 1) / AMX_COLS * AMX_COLS)); \
                 for (int64_t part = 0; part < n_parts; part += step) {                                                 \
                     const int n = (int)(n_parts - part < step ? n_parts - part : step);                                \
                     for (int v = 0; v < (n_rv + AMX_SUMS - 1) / AMX_SUMS * AMX_SUMS; v++) { /* as a step takes them */ \
@@ -306,7 +308,7 @@ enum { amx_wide_min16_RAISE = 0, amx_halves_RAISE = 0 };
                         const int64_t part_bytes = (int64_t)sizeof(NAME##_group) / NAME##_OUTER;                       \
                         if (a->streams && col == 0) prefetch_bytes((const uint8_t *)from + (part + n) * part_bytes, n * part_bytes);\
                     }                                                                                                  \
-                    multiply(n_cols / AMX_COLS, &w, (int)n_rv, n * NAME##_INNER, a->bf16 + col * a->n_digits * a->n_k, \
+                    multiply(n_cols, &w, (int)n_rv, n * NAME##_INNER, a->bf16 + col * a->n_digits * a->n_k,            \
                              a->xq + col * a->xq_stride, a->xq_stride, a->n_k, part * NAME##_INNER, is_far, acc);      \
                 }                                                                                                      \
                 for (int64_t c = 0; c < n_cols; c++)                                                                   \
