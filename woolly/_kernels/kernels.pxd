@@ -7,6 +7,7 @@ cdef extern from "kernels.h" nogil:
         WOOLLY_GROUP
         WOOLLY_QBLOCK
         WOOLLY_BF16_LEAST_COLS
+        WOOLLY_NEAR_BYTES
         WOOLLY_ROUNDED_LEAST_COLS
         WOOLLY_KV_TILE
         WOOLLY_ATTENTION_COLS

@@ -12,8 +12,9 @@ from libc.stdlib cimport free, malloc
 
 from woolly._kernels.dispatch cimport Activations, active, active_activations
 from woolly._kernels.kernels cimport (
-    WOOLLY_BF16_LEAST_COLS, WOOLLY_GROUP, WOOLLY_QBLOCK, WOOLLY_ROUNDED_LEAST_COLS, woolly_bf16_bytes,
-    woolly_format, woolly_kernels, woolly_matmul_args, woolly_matmul_fn, woolly_q16_stride, woolly_rounded_bytes,
+    WOOLLY_BF16_LEAST_COLS, WOOLLY_GROUP, WOOLLY_NEAR_BYTES, WOOLLY_QBLOCK, WOOLLY_ROUNDED_LEAST_COLS,
+    woolly_bf16_bytes, woolly_format, woolly_kernels, woolly_matmul_args, woolly_matmul_fn, woolly_q16_stride,
+    woolly_rounded_bytes,
 )
 
 from woolly._kernels.dispatch import format_index
@@ -24,7 +25,6 @@ cdef extern from "<unistd.h>" nogil:
 
 cdef int64_t ROWS_A_TASK = 128  # eight groups: so many share activations on AMX; half of them where rows are few
 cdef int64_t BYTES_A_READ = 256 << 10  # of a file, by a thread: they are packed from its L2 cache
-cdef int64_t MOST_CACHED_BYTES = 0x100000  # half of a 2 MB L2: there a thread may find its rows again
 
 
 def aligned_empty(n_bytes, /, *, align=64):
@@ -422,7 +422,7 @@ def matmul(PackedMatrix w not None, const float[:, ::1] x not None, /, *, out=No
     args.out, args.out_stride = &y[0, 0], m.n_rows
     args.n_cols = n_tokens
     args.accumulate = 0
-    args.streams = m.n_groups * m.group_bytes > threads * MOST_CACHED_BYTES
+    args.streams = m.n_groups * m.group_bytes > threads * <int64_t>WOOLLY_NEAR_BYTES
     cdef uint8_t[::1] records, wide
     cdef uint16_t *bf16 = NULL
     cdef woolly_matmul_fn multiply = how.unit.matmul[m.format] if rounds else kernels.formats[m.format].matmul

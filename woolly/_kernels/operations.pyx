@@ -14,8 +14,8 @@ from woolly._kernels.experts cimport (
     ExpertJob, ExpertPart, combine_row, is_alone, next_task, plan_experts, route_row, run_expert_tasks, woolly_tasks,
 )
 from woolly._kernels.kernels cimport (
-    WOOLLY_BF16_LEAST_COLS, WOOLLY_ROUNDED_LEAST_COLS, woolly_kernels, woolly_kv_head, woolly_matmul_args,
-    woolly_matmul_fn, woolly_rounded_k,
+    WOOLLY_BF16_LEAST_COLS, WOOLLY_NEAR_BYTES, WOOLLY_ROUNDED_LEAST_COLS, woolly_kernels, woolly_kv_head,
+    woolly_matmul_args, woolly_matmul_fn, woolly_rounded_k,
 )
 from woolly._kernels.matmul cimport matrix_row
 
@@ -27,7 +27,6 @@ cdef enum:
     FEW_COLUMNS = 8                 # from so many on the arithmetic takes longer than the weights do to come
     MOST_BYTES_AHEAD = 0x40000      # of weights that wait in L2 for their turn
     FLOAT_COLUMN_BLOCK = 264        # of float formats, which cut k themselves
-    COLUMN_BLOCK_BYTES = 0x100000   # half of a 2 MB L2: activations that stay there while row groups go by
 
 
 cdef void work_stage(Run *run, int32_t turn, float *scratch, int n_threads) noexcept nogil:
@@ -67,15 +66,9 @@ cdef Chunks cut_rows(const Op *op, int64_t n_cols, int64_t step, int n_threads) 
     if n_cols >= FEW_COLUMNS and n_threads > 1:
         chunks.n_large = chunks.large = 0
     chunks.small = max(step, total // (n_threads * 8) // step * step)
-    if step == BF16_ROW_STEP:
-        chunks.small = rounded_up(rounded_up(total, n_threads * 4) // (n_threads * 4), step)
-        if chunks.small > step:
-            chunks.small = rounded_up(chunks.small, 2 * step)
+    if step == BF16_ROW_STEP and total > n_threads * 4 * step:  # fewer, of whole panels
+        chunks.small = (total + n_threads * 8 * step - 1) // (n_threads * 8 * step) * (2 * step)
     return chunks
-
-
-cdef int64_t rounded_up(int64_t n, int64_t step) noexcept nogil:
-    return (n + step - 1) // step * step
 
 
 cdef int64_t n_chunks(const Chunks *chunks) noexcept nogil:
@@ -114,8 +107,8 @@ cdef void work_matmul(Run *run, const Op *op, woolly_tasks *tasks, int n_threads
     cdef woolly_matmul_args args
     cdef Chunks chunks
     if op.parts[0].m.quantised:
-        # of a record, words are read, or lo, and what follows
-        block = COLUMN_BLOCK_BYTES // (x.q16_stride - 2 * x.width)
+        # activations stay in L2 while row groups go by; of a record, words are read, or lo, and what follows
+        block = WOOLLY_NEAR_BYTES // (x.q16_stride - 2 * x.width)
         block = max(COLUMN_STEP, block // COLUMN_STEP * COLUMN_STEP)
     if rounds or has_digits and op.parts[0].m.quantised:
         block, step = BF16_COLUMN_BLOCK, BF16_ROW_STEP

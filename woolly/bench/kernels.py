@@ -168,7 +168,7 @@ def row_kernel_rows(bench: Bench, limits: Limits, size: Size, n: int) -> Iterato
         ),
     }
     if size.hidden_size % 32 == 0:
-        n_bytes = x.nbytes + x.nbytes // 2 + x.size // 32 * 20  # two digits a value, five words a block
+        n_bytes = 2 * x.nbytes + x.size // 32 * 20  # read; two digits and a word a value, five words a block
         calls["quantise"] = (lambda: loops.quantize_rows(x, n_threads=n_threads), n_bytes)
     for kernel, (call, n_bytes) in calls.items():
         bench.progress.step(f"{kernel} × {n}")

@@ -53,6 +53,8 @@ typedef struct {
     int streams;        /* w is not found in L2: it is asked for in advance */
 } woolly_matmul_args;
 
+#define WOOLLY_NEAR_BYTES 0x100000 /* half of a 2 MB L2: so much of what is read again a thread finds there */
+
 /* Activations rounded to bf16: (groups of 16 columns, blocks of 32, 16, 32), zero beyond n_k */
 #define WOOLLY_ROUNDED_LEAST_COLS 8 /* fewer columns are faster as they are */
 static inline int64_t woolly_rounded_k(int64_t n_k) { return (n_k + 31) / 32 * 32; }

@@ -31,7 +31,6 @@
 #define AMX_COL_BLOCK 256
 #define AMX_MOST_REST 7 /* columns left over that go to the vector unit; more have a tile, though it is not full */
 #define AMX_LEAST_COLS(N_BITS) ((N_BITS) == 8 ? 48 : WOOLLY_BF16_LEAST_COLS) /* bytes take longer to convert */
-#define AMX_FAR (1 << 20) /* bytes of activations that L2 does not keep from one panel of weights to the next */
 
 enum { AMX_NARROW, AMX_RAISED, AMX_WIDE, AMX_HALVES };
 
@@ -102,18 +101,15 @@ static INLINE void amx_next(amx_place *p, int n_blocks, int n_rv, int n_v) {
 /* What activations of 16 columns have for a block beside their tiles: found when its first rows come, kept for all */
 typedef struct {
     float d[AMX_COLS];
-    float sum[AMX_COLS];
-    float halves[2][AMX_COLS];
+    float sums[AMX_COLS][2];
 } amx_scalars;
 
-static INLINE void amx_collect(int digits, int kind, int min, int c0, int nc, int64_t n, const q16_column x,
-                               int64_t xq_stride, amx_scalars *of) {
+static INLINE void amx_collect(int min, int c0, int nc, int64_t n, const q16_column x, int64_t xq_stride,
+                               amx_scalars *of) {
     UNROLL for (int c = c0; c < c0 + nc; c++) {
         const int64_t col = (c < n ? c : 0) * xq_stride; /* what stands in for columns that are not there is not used */
-        if (digits == 1) of->d[c] = *AT(x.d, col);
-        if (min == MIN_32 || kind == AMX_RAISED) of->sum[c] = *AT(x.sum, col);
-        UNROLL for (int half = 0; half < 2; half++)
-            if (min == MIN_16) of->halves[half][c] = half_sum(AT(x.corr16, col)[half], *AT(x.d, col));
+        of->d[c] = *AT(x.d, col);
+        minima_sums(min, *AT(x.sum, col), AT(x.corr16, col), of->d[c], of->sums[c]);
     }
 }
 
@@ -125,10 +121,8 @@ static INLINE void amx_add(int digits, int kind, int min, int c0, int nc, const 
     UNROLL for (int half = 0; half < min; half++) m[half] = vf_load(w->m[block][v][half]);
     UNROLL for (int c = c0; c < c0 + nc; c++) {
         vf chain = vf_load(out + c * AMX_RV * 16), dot[2] = {vf_load(sums[c])};
-        if (min == MIN_32) chain = vf_fma(m[0], vf_set1(of->sum[c]), chain);
-        UNROLL for (int half = 0; half < 2; half++)
-            if (min == MIN_16) chain = vf_fma(m[half], vf_set1(of->halves[half][c]), chain);
-        if (kind == AMX_RAISED) dot[0] = vf_add(dot[0], vf_set1(16 * of->sum[c]));
+        chain = add_minima(min, chain, m, of->sums[c]);
+        if (kind == AMX_RAISED) dot[0] = vf_add(dot[0], vf_set1(16 * of->sums[c][0]));
         if (kind == AMX_WIDE) dot[0] = vf_add(dot[0], vf_load(sums2[c]));
         if (kind == AMX_HALVES) dot[1] = vf_load(sums2[c]);
         UNROLL for (int half = 0; half <= (kind == AMX_HALVES); half++) {
@@ -164,7 +158,7 @@ static INLINE AMX void amx_cols(int digits, int kind, int min, int64_t n_cols, c
                                 const uint16_t *bf16, const uint8_t *xq, int64_t xq_stride, int64_t n_k, int64_t block0,
                                 int is_far, float *acc) {
     ALIGNED float sums[2][AMX_SUMS + 1][AMX_COLS][16]; /* one more, so that stores and loads are not whole pages apart */
-    amx_scalars of;
+    amx_scalars of = {{0}, {{0}}};
     const q16_column record = q16_at(xq, n_k, block0);
     const int n_v = kind == AMX_NARROW || kind == AMX_RAISED ? AMX_SUMS : AMX_SUMS / 2; /* groups of rows in a step */
     const int64_t n_units = (n_cols + AMX_COLS - 1) / AMX_COLS * n_blocks * ((n_rv + n_v - 1) / n_v);
@@ -222,7 +216,8 @@ static INLINE AMX void amx_cols(int digits, int kind, int min, int64_t n_cols, c
             const q16_column x = {.d = AT(record.d + added.block, col0),
                                   .sum = AT(record.sum + added.block, col0),
                                   .corr16 = AT(record.corr16 + 2 * added.block, col0)};
-            if (i == 0 && added.v == 0) amx_collect(digits, kind, min, c, nc, n_cols - added.col, x, xq_stride, &of);
+            if ((digits == 1 || min) && i == 0 && added.v == 0)
+                amx_collect(min, c, nc, n_cols - added.col, x, xq_stride, &of);
             amx_add(digits, kind, min, c, nc, w, added.block, added.v + i, ready[t], ready[t2], &of,
                     acc + (added.col * AMX_RV + added.v + i) * 16);
         }
@@ -290,7 +285,7 @@ enum { amx_wide_min16_RAISE = 0, amx_halves_RAISE = 0 };
         const int64_t n_blocks = a->n_k / NAME##_BLOCK, n_parts = n_blocks * NAME##_OUTER;                             \
         const int64_t step = AMX_BLOCKS / NAME##_INNER, n_left = a->n_cols % AMX_COLS;                                 \
         const int64_t n_tiled = n_left > AMX_MOST_REST ? a->n_cols : a->n_cols - n_left;                               \
-        const int is_far = 2 * a->n_digits * a->n_k * n_tiled > AMX_FAR;                                               \
+        const int is_far = 2 * a->n_digits * a->n_k * n_tiled > WOOLLY_NEAR_BYTES;                                     \
         void (*multiply)(AMX_TILE_ARGS) = a->n_digits == 1 ? amx_tile_##KIND##_q8 : amx_tile_##KIND##_q16;             \
         woolly_matmul_args rest = *a;                                                                                  \
         rest.xq += n_tiled * a->xq_stride, rest.out += n_tiled * a->out_stride, rest.n_cols -= n_tiled;                \

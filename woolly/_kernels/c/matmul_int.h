@@ -51,14 +51,15 @@ static INLINE vi dot4(int bias, vi acc, vb w, const int8_t *x) {
     return bias == 128 ? dot_full(acc, w, x) : dot_low(acc, w, x);
 }
 
-/* The sum of half a block's activations */
-static INLINE float half_sum(int32_t corr16, float dx) { return (float)corr16 * (dx * -0x1p-7f); }
+/* What a block's minima are multiplied with: the sum of its activations, or those of its halves */
+static INLINE void minima_sums(int min, float sum, const int32_t *corr16, float dx, float *sums) {
+    if (min == MIN_32) sums[0] = sum;
+    UNROLL for (int half = 0; min == MIN_16 && half < 2; half++) sums[half] = (float)corr16[half] * (dx * -0x1p-7f);
+}
 
-/* A block's minima times the sums of its activations: one such term, or one for each of its halves */
-static INLINE vf add_minima(int min, vf acc, const vf *m, float sum, const int32_t *corr16, float dx) {
-    if (min == MIN_32) return vf_fma(m[0], vf_set1(sum), acc);
-    acc = vf_fma(m[0], vf_set1(half_sum(corr16[0], dx)), acc);
-    return vf_fma(m[1], vf_set1(half_sum(corr16[1], dx)), acc);
+static INLINE vf add_minima(int min, vf acc, const vf *m, const float *sums) {
+    UNROLL for (int i = 0; i < min; i++) acc = vf_fma(m[i], vf_set1(sums[i]), acc);
+    return acc;
 }
 
 /* A block's scaled dot product, or one for each of its halves */
@@ -122,9 +123,10 @@ static INLINE void int_tile_cols(int words, int bias, int halves, int min, int n
             UNROLL for (int c = 0; c < nc; c++) {
                 float dx = *AT(x3[c / 3].d + b, c % 3 * xq_stride);
                 if (!INT_SUMS_STAY) sum[c][v] = vf_load(acc + c * INT_ROWS + v * 16);
-                if (min)
-                    sum[c][v] = add_minima(min, sum[c][v], m, *AT(x3[c / 3].sum + b, c % 3 * xq_stride),
-                                           AT(x3[c / 3].corr16 + 2 * b, c % 3 * xq_stride), dx);
+                float sums[2];
+                minima_sums(min, *AT(x3[c / 3].sum + b, c % 3 * xq_stride), AT(x3[c / 3].corr16 + 2 * b, c % 3 * xq_stride),
+                            dx, sums);
+                sum[c][v] = add_minima(min, sum[c][v], m, sums);
                 sum[c][v] = add_dots(halves, sum[c][v], dot[c][v], d, dx);
                 if (!INT_SUMS_STAY) vf_store(acc + c * INT_ROWS + v * 16, sum[c][v]);
             }
@@ -233,9 +235,9 @@ static INLINE vb rebias(vb q, int bias, int tile_bias) {
                         NAME##_scales(w[v] + b, o, i, d, m);                                                           \
                         UNROLL for (int c = 0; c < nc; c++) {                                                          \
                             const float dx = x[c].d[s];                                                                \
-                            if (NAME##_MIN)                                                                            \
-                                sum[c][v] = add_minima(NAME##_MIN, sum[c][v], m, x[c].sum[s],                          \
-                                                       x[c].corr16 + 2 * s, dx);                                       \
+                            float sums[2];                                                                             \
+                            minima_sums(NAME##_MIN, x[c].sum[s], x[c].corr16 + 2 * s, dx, sums);                       \
+                            sum[c][v] = add_minima(NAME##_MIN, sum[c][v], m, sums);                                    \
                             sum[c][v] = add_dots(NAME##_HALVES, sum[c][v], dot[c][v], d, dx);                          \
                         }                                                                                              \
                     }                                                                                                  \
