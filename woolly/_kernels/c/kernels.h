@@ -33,7 +33,7 @@ static inline int64_t woolly_q16_stride(int64_t n_k) {
 
 /* The same digits for tiles of bf16: (groups of 16 columns, n_blocks, 2, 16, 32), d * 256 hi and d * lo, both exact; of
  * 8 bits, (groups of 16 columns, n_blocks, 16, 32), lo */
-#define WOOLLY_BF16_LEAST_COLS 16 /* fewer do not fill a tile */
+#define WOOLLY_BF16_LEAST_COLS 10 /* fewer leave too much of a tile empty */
 static inline int64_t woolly_bf16_bytes(int64_t n_k, int64_t n_cols) { return (n_cols + 15) / 16 * 16 * 4 * n_k; }
 
 typedef struct {

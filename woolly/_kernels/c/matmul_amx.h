@@ -13,8 +13,10 @@
  * Of activations of 8 bits there is one digit: a tile for a block (NARROW, whatever the weights) or half a block, and their
  * scale, which is any number, multiplies sums.
  *
- * A few columns that are left over go to the vector unit. On a Sapphire Rapids core a block of 16 rows x 16 columns takes about
- * 40 ns, of which products are 14; int8 tiles, whose int32 sums the vector unit would convert, shift and scale, took longer.
+ * Many columns take weights by panels, which all of them share; where columns are few, filling panels would take as long as
+ * multiplying, so there the next block's weights are brought while one is multiplied. A few columns that are left over go to
+ * the vector unit. On a Sapphire Rapids core a block of 16 rows x 16 columns takes about 40 ns, of which products are 14; int8
+ * tiles, whose int32 sums the vector unit would convert, shift and scale, took longer.
  */
 #ifndef WOOLLY_MATMUL_AMX_H
 #define WOOLLY_MATMUL_AMX_H
@@ -30,7 +32,8 @@
 #define AMX_LAG 2    /* steps from a tile to its chain: it is stored one step later, and read another one later */
 #define AMX_COL_BLOCK 256
 #define AMX_MOST_REST 7 /* columns left over that go to the vector unit; more have a tile, though it is not full */
-#define AMX_LEAST_COLS(N_BITS) ((N_BITS) == 8 ? 48 : WOOLLY_BF16_LEAST_COLS) /* bytes take longer to convert */
+#define AMX_FEW_COLS 48 /* as many as are few for any kind */
+#define AMX_SCALES 4   /* blocks whose scales are there: of weights that come, are multiplied, stored, and added */
 
 enum { AMX_NARROW, AMX_RAISED, AMX_WIDE, AMX_HALVES };
 
@@ -52,20 +55,23 @@ static AMX __attribute__((noinline)) void amx_begin(int k) {
 
 static AMX __attribute__((noinline)) void amx_end(void) { _tile_release(); }
 
-/* What weights of up to 6 bits can be, as bf16 */
+/* What weights of up to 6 bits can be, as bf16: themselves, or what a table of 16 says, less the bias */
 typedef struct {
-    vi q[2]; /* 0 .. 31 and 32 .. 63, less the bias */
+    vi q[2]; /* of 0 .. 31 and 32 .. 63 */
 } amx_levels;
 
-static INLINE amx_levels amx_levels_of(int bias) {
+static amx_levels amx_levels_of(const uint8_t *table, int bias) {
     ALIGNED uint16_t level[64];
-    const vi upto16 = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-    for (int q = 0; q < 64; q += 16) store_bf16(level + q, vf_from_vi(vi_add(upto16, vi_set1(q - bias))));
+    for (int q = 0; q < 64; q += 16) {
+        ALIGNED int32_t w[16];
+        for (int i = 0; i < 16; i++) w[i] = (table ? table[i] : q + i) - bias;
+        store_bf16(level + q, vf_from_vi(vi_load(w)));
+    }
     return (amx_levels){{vi_load(level), vi_load(level + 32)}};
 }
 
-/* 16 rows by 4 weights, bytes biased by `bias`, as two rows of a tile: weights 0 and 2, and 1 and 3, in which order
- * bf16_of_q16 has the activations. Those of up to 6 bits are looked up by the low bits of every other byte. */
+/* 16 rows by 4 weights, in bytes, as two rows of a tile: weights 0 and 2, and 1 and 3, in which order bf16_of_q16 has the
+ * activations. Those of up to 6 bits are looked up by the low bits of every other byte, those of 8 are biased by `bias`. */
 static INLINE void amx_store_weights(uint32_t (*pair)[16], vb q, int n_bits, int bias, const amx_levels *levels) {
     if (n_bits <= 5) {
         vi_store(pair[0], _mm512_permutexvar_epi16(q, levels->q[0]));
@@ -74,10 +80,10 @@ static INLINE void amx_store_weights(uint32_t (*pair)[16], vb q, int n_bits, int
         vi_store(pair[0], _mm512_permutex2var_epi16(levels->q[0], q, levels->q[1]));
         vi_store(pair[1], _mm512_permutex2var_epi16(levels->q[0], vi_srl(q, 8), levels->q[1]));
     } else {
-        const vi upper = vi_set1((int32_t)0xffff0000);
-        vf w[4];
-        if (bias) q = vi_xor(rebias(q, bias, 128), vi_set1((int32_t)0x80808080)); /* to signed bytes */
-        UNROLL for (int k = 0; k < 4; k++) w[k] = vf_from_vi(vi_sra(vi_sll(q, 24 - 8 * k), 24));
+        const vi upper = vi_set1((int32_t)0xffff0000), byte = vi_set1(255), exponent = vi_set1(0x4b000000);
+        vf w[4]; /* 2^23 + q, less that */
+        UNROLL for (int k = 0; k < 4; k++)
+            w[k] = vf_sub(vf_of_bits(vi_or(vi_and(vi_srl(q, 8 * k), byte), exponent)), vf_set1(0x1p23f + (float)bias));
         UNROLL for (int k = 0; k < 2; k++)
             vi_store(pair[k], vi_or(vi_srl(vf_bits(w[k]), 16), vi_and(vf_bits(w[k + 2]), upper)));
     }
@@ -114,13 +120,14 @@ static INLINE void amx_collect(int min, int c0, int nc, int64_t n, const q16_col
 }
 
 /* The chains of nc columns take up a block of 16 rows: sums are its tile, or two */
-static INLINE void amx_add(int digits, int kind, int min, int c0, int nc, const amx_weights *w, int block, int v,
-                           const float (*sums)[16], const float (*sums2)[16], const amx_scalars *of, float *out) {
+static INLINE void amx_add(int digits, int kind, int min, int rv, int c0, int nc, const float (*scales)[16],
+                           const float (*minima)[16], const float (*sums)[16], const float (*sums2)[16],
+                           const amx_scalars *of, float *out) {
     vf d[2], m[2];
-    UNROLL for (int half = 0; half <= (kind == AMX_HALVES); half++) d[half] = vf_load(w->d[block][v][half]);
-    UNROLL for (int half = 0; half < min; half++) m[half] = vf_load(w->m[block][v][half]);
+    UNROLL for (int half = 0; half <= (kind == AMX_HALVES); half++) d[half] = vf_load(scales[half]);
+    UNROLL for (int half = 0; half < min; half++) m[half] = vf_load(minima[half]);
     UNROLL for (int c = c0; c < c0 + nc; c++) {
-        vf chain = vf_load(out + c * AMX_RV * 16), dot[2] = {vf_load(sums[c])};
+        vf chain = vf_load(out + c * rv * 16), dot[2] = {vf_load(sums[c])};
         chain = add_minima(min, chain, m, of->sums[c]);
         if (kind == AMX_RAISED) dot[0] = vf_add(dot[0], vf_set1(16 * of->sums[c][0]));
         if (kind == AMX_WIDE) dot[0] = vf_add(dot[0], vf_load(sums2[c]));
@@ -129,7 +136,7 @@ static INLINE void amx_add(int digits, int kind, int min, int c0, int nc, const 
             if (digits == 1) dot[half] = vf_mul(dot[half], vf_set1(of->d[c]));
             chain = vf_fma(dot[half], d[half], chain);
         }
-        vf_store(out + c * AMX_RV * 16, chain);
+        vf_store(out + c * rv * 16, chain);
     }
 }
 
@@ -150,78 +157,124 @@ static INLINE void amx_add(int digits, int kind, int min, int c0, int nc, const 
         if (is_made) _tile_dpbf16ps(T, X, W);                                                                          \
     } while (0)
 
-/* acc (columns, 16 AMX_RV) += the n_blocks blocks from block0 on, for n_cols columns, 16 at a time. A pipeline: the tiles of
- * one step are made while those of the step before are stored, and those of the one before that are added to the chains, so
- * that tile and vector unit both have something to do. Loading tiles is the tile unit's time too: a step is one block of
- * several groups of rows, which share the tiles of activations; where a block's digits have one tile each, these stay for all. */
+/* What is done in one step of a pipeline: tiles of a block, of some groups of rows, are made, while those of the step before
+ * are stored, and those of the one before that are added to the chains, so that tile and vector unit both have something to do */
+typedef struct {
+    int is_made, is_stored, is_added;
+    int loads_x;                  /* activations are not in tiles yet */
+    int collects;                 /* scalars of the columns that are added are not there yet */
+    const uint32_t (*q)[16][16];  /* weights, by groups of rows */
+    const uint16_t *x, *x_ahead;  /* activations; those that are asked for in advance, or NULL */
+    float (*stored)[AMX_COLS][16];
+    const float (*ready)[AMX_COLS][16];
+    const float (*d)[2][16], (*m)[2][16];
+    q16_column column;            /* the first of those that are added, at their block */
+    int64_t xq_stride, n_cols;    /* from it on */
+    float *chains;
+} amx_step;
+
+/* Weights of the next block, which come meanwhile: from the part of each row group's that holds it, to its place */
+typedef struct {
+    const void *from[AMX_SUMS];
+    int comes, o, i; /* whether it does; which part, which of its blocks */
+    uint32_t (*q)[16][16];
+    float (*d)[2][16], (*m)[2][16];
+    amx_levels levels;
+} amx_coming;
+typedef void (*amx_fill)(const amx_coming *next, int v, int g);
+
+static INLINE int amx_groups_a_step(int kind) { return kind == AMX_NARROW || kind == AMX_RAISED ? AMX_SUMS : AMX_SUMS / 2; }
+
+/* Chains have rv groups of rows. Loading tiles is the tile unit's time too: a step is one block of several groups of rows,
+ * which share the tiles of activations; where a block's digits have one tile each, these stay for more steps. */
+static INLINE AMX void amx_do(int digits, int kind, int min, int rv, const amx_step *step, amx_scalars *of,
+                              const amx_coming *next, amx_fill fill) {
+    const int is_made = step->is_made, is_stored = step->is_stored, loads_x = kind == AMX_HALVES || step->loads_x;
+    const int n_v = amx_groups_a_step(kind);
+    const uint16_t *hi = step->x, *lo = hi + 512;
+    const uint32_t (*q)[16][16] = step->q;
+    const uint32_t *third = q[kind == AMX_HALVES ? 0 : 2][kind == AMX_HALVES ? 8 : 0], *fourth = third + 256;
+    float (*stored)[AMX_COLS][16] = step->stored;
+    UNROLL for (int s = 0; s < AMX_SLOTS; s++) {
+        UNROLL for (int line = 0; line < 2 * digits; line++)
+            if (step->x_ahead) __builtin_prefetch(step->x_ahead + 32 * (2 * digits * s + line));
+        if (s == 0) {
+            if (loads_x) AMX_LOAD(4, hi);
+            AMX_LOAD(6, q[0]);
+            AMX_FIRST(0, 4, 6);
+        } else if (kind == AMX_WIDE) {
+            if (s == 2) {
+                if (loads_x) AMX_LOAD(5, lo);
+                AMX_FIRST(1, 5, 6);
+            } else if (s == 4) {
+                AMX_LOAD(7, q[1]);
+                AMX_FIRST(2, 4, 7);
+            } else if (s == 6) {
+                AMX_FIRST(3, 5, 7);
+            }
+        } else if (s == 1) {
+            AMX_LOAD(7, q[1]);
+            AMX_FIRST(1, 4, 7);
+        } else if (s == 2 && digits == 2) {
+            if (loads_x) AMX_LOAD(5, lo);
+            AMX_THEN(0, 5, 6);
+        } else if (s == 3 && digits == 2) {
+            AMX_THEN(1, 5, 7);
+        } else if (s == 4) {
+            if (kind == AMX_HALVES) AMX_LOAD(4, hi + 16);
+            AMX_LOAD(6, third);
+            AMX_FIRST(2, 4, 6);
+        } else if (s == 5) {
+            AMX_LOAD(7, fourth);
+            AMX_FIRST(3, 4, 7);
+        } else if (s == 6 && digits == 2) {
+            if (kind == AMX_HALVES) AMX_LOAD(5, lo + 16);
+            AMX_THEN(2, 5, 6);
+        } else if (s == 7 && digits == 2) {
+            AMX_THEN(3, 5, 7);
+        }
+        if (fill && next->comes) UNROLL for (int v = 0; v < n_v; v++) fill(next, v, s);
+        if (!step->is_added) continue;
+        const int nc = AMX_COLS * n_v / AMX_SLOTS, c = s * nc % AMX_COLS, i = s * nc / AMX_COLS;
+        const int t = kind == AMX_WIDE ? 2 * i : i, t2 = kind == AMX_WIDE ? t + 1 : kind == AMX_HALVES ? t + 2 : t;
+        if ((digits == 1 || min) && i == 0 && step->collects)
+            amx_collect(min, c, nc, step->n_cols, step->column, step->xq_stride, of);
+        amx_add(digits, kind, min, rv, c, nc, step->d[i], step->m[i], step->ready[t], step->ready[t2], of,
+                step->chains + i * 16);
+    }
+}
+
+static INLINE q16_column amx_column(q16_column record, int64_t col_bytes, int64_t block) {
+    return (q16_column){.d = AT(record.d + block, col_bytes),
+                        .sum = AT(record.sum + block, col_bytes),
+                        .corr16 = AT(record.corr16 + 2 * block, col_bytes)};
+}
+
+/* acc (columns, 16 AMX_RV) += the n_blocks blocks from block0 on, for n_cols columns, 16 at a time */
 static INLINE AMX void amx_cols(int digits, int kind, int min, int64_t n_cols, const amx_weights *w, int n_rv, int n_blocks,
                                 const uint16_t *bf16, const uint8_t *xq, int64_t xq_stride, int64_t n_k, int64_t block0,
                                 int is_far, float *acc) {
     ALIGNED float sums[2][AMX_SUMS + 1][AMX_COLS][16]; /* one more, so that stores and loads are not whole pages apart */
     amx_scalars of = {{0}, {{0}}};
     const q16_column record = q16_at(xq, n_k, block0);
-    const int n_v = kind == AMX_NARROW || kind == AMX_RAISED ? AMX_SUMS : AMX_SUMS / 2; /* groups of rows in a step */
-    const int64_t n_units = (n_cols + AMX_COLS - 1) / AMX_COLS * n_blocks * ((n_rv + n_v - 1) / n_v);
+    const int n_v = amx_groups_a_step(kind);
+    const int64_t n_steps = (n_cols + AMX_COLS - 1) / AMX_COLS * n_blocks * ((n_rv + n_v - 1) / n_v);
     amx_place made = {0, 0, 0}, added = {0, 0, 0};
-    for (int64_t unit = 0; unit < n_units + AMX_LAG; unit++) {
-        const int is_made = unit < n_units, is_stored = unit > 0 && unit <= n_units, is_added = unit >= AMX_LAG;
-        float (*stored)[AMX_COLS][16] = sums[(unit + 1) % 2];
-        const float (*ready)[AMX_COLS][16] = (const float (*)[AMX_COLS][16])sums[unit % 2];
-        const uint16_t *hi = bf16 + (made.col * n_k + (block0 + made.block) * 512) * digits, *lo = hi + 512;
-        const int loads_x = kind == AMX_HALVES || made.v == 0, asks = is_far && is_made && made.v == 0;
-        const uint32_t (*q)[16][16] = &w->q[made.block][made.v];
-        const uint32_t *third = q[kind == AMX_HALVES ? 0 : 2][kind == AMX_HALVES ? 8 : 0], *fourth = third + 256;
-        UNROLL for (int s = 0; s < AMX_SLOTS; s++) {
-            UNROLL for (int line = 0; line < 2 * digits; line++) /* of the next columns */
-                if (asks) __builtin_prefetch(hi + AMX_COLS * digits * n_k + 32 * (2 * digits * s + line));
-            if (s == 0) {
-                if (loads_x) AMX_LOAD(4, hi);
-                AMX_LOAD(6, q[0]);
-                AMX_FIRST(0, 4, 6);
-            } else if (kind == AMX_WIDE) {
-                if (s == 2) {
-                    if (loads_x) AMX_LOAD(5, lo);
-                    AMX_FIRST(1, 5, 6);
-                } else if (s == 4) {
-                    AMX_LOAD(7, q[1]);
-                    AMX_FIRST(2, 4, 7);
-                } else if (s == 6) {
-                    AMX_FIRST(3, 5, 7);
-                }
-            } else if (s == 1) {
-                AMX_LOAD(7, q[1]);
-                AMX_FIRST(1, 4, 7);
-            } else if (s == 2 && digits == 2) {
-                if (loads_x) AMX_LOAD(5, lo);
-                AMX_THEN(0, 5, 6);
-            } else if (s == 3 && digits == 2) {
-                AMX_THEN(1, 5, 7);
-            } else if (s == 4) {
-                if (kind == AMX_HALVES) AMX_LOAD(4, hi + 16);
-                AMX_LOAD(6, third);
-                AMX_FIRST(2, 4, 6);
-            } else if (s == 5) {
-                AMX_LOAD(7, fourth);
-                AMX_FIRST(3, 4, 7);
-            } else if (s == 6 && digits == 2) {
-                if (kind == AMX_HALVES) AMX_LOAD(5, lo + 16);
-                AMX_THEN(2, 5, 6);
-            } else if (s == 7 && digits == 2) {
-                AMX_THEN(3, 5, 7);
-            }
-            if (!is_added) continue;
-            const int nc = AMX_COLS * n_v / AMX_SLOTS, c = s * nc % AMX_COLS, i = s * nc / AMX_COLS;
-            const int t = kind == AMX_WIDE ? 2 * i : i, t2 = kind == AMX_WIDE ? t + 1 : kind == AMX_HALVES ? t + 2 : t;
-            const int64_t col0 = added.col * xq_stride;
-            const q16_column x = {.d = AT(record.d + added.block, col0),
-                                  .sum = AT(record.sum + added.block, col0),
-                                  .corr16 = AT(record.corr16 + 2 * added.block, col0)};
-            if ((digits == 1 || min) && i == 0 && added.v == 0)
-                amx_collect(min, c, nc, n_cols - added.col, x, xq_stride, &of);
-            amx_add(digits, kind, min, c, nc, w, added.block, added.v + i, ready[t], ready[t2], &of,
-                    acc + (added.col * AMX_RV + added.v + i) * 16);
-        }
-        if (is_added) amx_next(&added, n_blocks, n_rv, n_v);
+    for (int64_t i = 0; i < n_steps + AMX_LAG; i++) {
+        const uint16_t *x = bf16 + (made.col * n_k + (block0 + made.block) * 512) * digits;
+        const amx_step step = {
+            .is_made = i < n_steps, .is_stored = i > 0 && i <= n_steps, .is_added = i >= AMX_LAG,
+            .loads_x = made.v == 0, .collects = added.v == 0,
+            .q = &w->q[made.block][made.v],
+            .x = x, .x_ahead = is_far && i < n_steps && made.v == 0 ? x + AMX_COLS * digits * n_k : NULL,
+            .stored = sums[(i + 1) % 2], .ready = (const float (*)[AMX_COLS][16])sums[i % 2],
+            .d = &w->d[added.block][added.v], .m = &w->m[added.block][added.v],
+            .column = amx_column(record, added.col * xq_stride, added.block),
+            .xq_stride = xq_stride, .n_cols = n_cols - added.col,
+            .chains = acc + (added.col * AMX_RV + added.v) * 16,
+        };
+        amx_do(digits, kind, min, AMX_RV, &step, &of, NULL, NULL);
+        if (step.is_added) amx_next(&added, n_blocks, n_rv, n_v);
         amx_next(&made, n_blocks, n_rv, n_v);
     }
 }
@@ -231,7 +284,7 @@ static INLINE AMX void amx_cols(int digits, int kind, int min, int64_t n_cols, c
         int64_t xq_stride, int64_t n_k, int64_t block0, int is_far, float *acc
 
 #define DEFINE_AMX_TILE(NAME, DIGITS, KIND, MIN)                                                                       \
-    static AMX __attribute__((noinline)) void amx_tile_##NAME(AMX_TILE_ARGS) {                                        \
+    static AMX __attribute__((noinline)) void amx_tile_##NAME(AMX_TILE_ARGS) {                                         \
         amx_cols(DIGITS, KIND, MIN, n_cols, w, n_rv, n_blocks, bf16, xq, xq_stride, n_k, block0, is_far, acc);         \
     }
 DEFINE_AMX_TILE(narrow_q16, 2, AMX_NARROW, 0)
@@ -247,25 +300,194 @@ DEFINE_AMX_TILE(halves_q8, 1, AMX_HALVES, 0)
 #define amx_tile_wide_q8 amx_tile_narrow_q8
 #define amx_tile_raised_min_q8 amx_tile_narrow_min_q8
 
-/* What weights are less in tiles of 16 bits than in the format */
+/* Few columns: weights of 4 groups of rows come, block after block, while the block before is multiplied */
+typedef struct {
+    int64_t group, block, col, nth; /* nth: of all blocks that go by; the first comes in the -1st */
+    int v;
+} amx_few_place;
+
+typedef struct {
+    ALIGNED uint32_t q[2][AMX_SUMS][16][16];
+    ALIGNED float d[AMX_SCALES][AMX_SUMS][2][16];
+    ALIGNED float m[AMX_SCALES][AMX_SUMS][2][16];
+    ALIGNED float sums[2][AMX_SUMS + 1][AMX_COLS][16];
+    ALIGNED float chains[AMX_FEW_COLS][AMX_SUMS][16];
+    amx_scalars of;
+    amx_levels levels;
+    const woolly_matmul_args *a;
+    int64_t group_end, n_blocks, n_steps, step; /* of making tiles; below 0 the first weights come */
+    amx_few_place made, added;
+    amx_coming next;
+} amx_few;
+
+static INLINE void amx_few_next(const amx_few *few, amx_few_place *at, int n_v) {
+    if ((at->v += n_v) < AMX_SUMS) return;
+    at->v = 0;
+    if (at->nth >= 0 && (at->col += AMX_COLS) < few->a->n_cols) return;
+    at->col = 0;
+    if (at->nth++ < 0 || ++at->block < few->n_blocks) return;
+    at->block = 0;
+    at->group += AMX_SUMS;
+}
+
+/* The chains of 16 columns are complete: they are stored, and begin anew */
+static __attribute__((noinline)) void amx_few_store(amx_few *few) {
+    const int64_t group = few->added.group, n_rv = few->group_end - group, end = few->added.col + AMX_COLS;
+    for (int64_t c = few->added.col; c < end; c++)
+        for (int v = 0; v < AMX_SUMS; v++) {
+            if (v < n_rv && c < few->a->n_cols) store_rows(few->a, c, (group + v) * 16, vf_load(few->chains[c][v]));
+            vf_store(few->chains[c][v], vf_set1(0));
+        }
+}
+
+static INLINE AMX void amx_few_step(int kind, int min, amx_few *few, amx_fill fill) {
+    const woolly_matmul_args *a = few->a;
+    const amx_few_place made = few->made, added = few->added;
+    const int n_v = amx_groups_a_step(kind), is_made = few->step >= 0 && few->step < few->n_steps;
+    const int64_t nth = made.nth + 1, record = 2 * a->n_k; /* of activations in bf16 */
+    const uint16_t *x = a->bf16 + made.col * record + made.block * 1024;
+    const amx_step step = {
+        .is_made = is_made, .is_stored = few->step > 0, .is_added = few->step >= AMX_LAG,
+        .loads_x = made.v == 0, .collects = added.v == 0,
+        .q = (const uint32_t (*)[16][16])few->q[made.nth & 1] + made.v,
+        .x = x,
+        .x_ahead = made.v ? NULL : made.col + AMX_COLS < a->n_cols ? x + AMX_COLS * record : x - made.col * record + 1024,
+        .stored = few->sums[(few->step + 1) & 1],
+        .ready = (const float (*)[AMX_COLS][16])few->sums[few->step & 1],
+        .d = (const float (*)[2][16])few->d[added.nth % AMX_SCALES] + added.v,
+        .m = (const float (*)[2][16])few->m[added.nth % AMX_SCALES] + added.v,
+        .column = amx_column(q16_at(a->xq, a->n_k, 0), added.col * a->xq_stride, added.block),
+        .xq_stride = a->xq_stride, .n_cols = a->n_cols - added.col,
+        .chains = few->chains[added.col][added.v],
+    };
+    amx_coming next = {.comes = few->next.comes && made.col == 0, .o = few->next.o, .i = few->next.i, .levels = few->levels,
+                       .q = few->q[nth & 1] + made.v, .d = few->d[nth % AMX_SCALES] + made.v,
+                       .m = few->m[nth % AMX_SCALES] + made.v};
+    UNROLL for (int v = 0; v < n_v; v++) next.from[v] = few->next.from[made.v + v];
+    amx_do(2, kind, min, AMX_SUMS, &step, &few->of, &next, fill);
+    if (step.is_added) {
+        if (added.block == few->n_blocks - 1 && added.v == AMX_SUMS - n_v) amx_few_store(few);
+        amx_few_next(few, &few->added, n_v);
+    }
+    amx_few_next(few, &few->made, n_v);
+    few->step++;
+}
+
+/* What a format is for these loops */
+typedef struct {
+    woolly_matmul_fn vector; /* its kernel of the vector unit */
+    void (*few_step)(amx_few *few);
+    void (*fill)(amx_weights *w, const uint8_t *row, int v, int64_t part, int n, const amx_levels *levels);
+    void (*multiply[2])(AMX_TILE_ARGS); /* of one digit, of two */
+    int64_t group_bytes;                /* a block of a row group */
+    const uint8_t *table;               /* of weights by their codes, or NULL */
+    int outer, inner, bias, n_bits;
+    int kind, has_halves, raise;        /* of tiles for activations of 16 bits: less `raise` */
+    int least, few;                     /* columns from which on tiles were faster than the vector unit; up to so many are few */
+} amx_format;
+
+static AMX void amx_few_cols(const amx_format *f, const woolly_matmul_args *a, int64_t group_begin, int64_t group_end) {
+    const int64_t n_blocks = a->n_k / WOOLLY_QBLOCK, row_bytes = n_blocks / (f->inner * f->outer) * f->group_bytes;
+    const int64_t part_bytes = f->group_bytes / f->outer, n_tiles = (a->n_cols + AMX_COLS - 1) / AMX_COLS;
+    const int64_t n_nth = (group_end - group_begin + AMX_SUMS - 1) / AMX_SUMS * n_blocks;
+    const int64_t steps_a_tile = AMX_SUMS / amx_groups_a_step(f->kind);
+    amx_few few;
+    memset(&few.d, 0, (size_t)((char *)(&few + 1) - (char *)&few.d));
+    few.a = a, few.group_end = group_end, few.n_blocks = n_blocks, few.levels = amx_levels_of(f->table, f->bias + f->raise);
+    few.n_steps = n_nth * n_tiles * steps_a_tile, few.step = -steps_a_tile;
+    few.made = few.added = (amx_few_place){.group = group_begin};
+    few.made.nth = -1;
+    int64_t group = group_begin, block = 0; /* that come */
+    for (int64_t nth = -1; nth < n_nth; nth++) {
+        few.next.comes = nth + 1 < n_nth, few.next.i = (int)(block % f->inner);
+        if (few.next.comes && few.next.i == 0) {
+            const int64_t part = block / f->inner;
+            few.next.o = (int)(part % f->outer);
+            for (int v = 0; v < AMX_SUMS; v++) {
+                const uint8_t *row = a->w + (group + v < group_end ? group + v : group) * row_bytes;
+                few.next.from[v] = row + part / f->outer * f->group_bytes;
+                if (a->streams) prefetch_bytes(row + (part + 1) * part_bytes, part_bytes);
+            }
+        }
+        for (int64_t i = (nth < 0 ? 1 : n_tiles) * steps_a_tile; i > 0; i--) f->few_step(&few);
+        if (++block == n_blocks) block = 0, group += AMX_SUMS;
+    }
+    for (int i = 0; i < AMX_LAG; i++) f->few_step(&few);
+}
+
+static AMX void amx_many_cols(const amx_format *f, const woolly_matmul_args *a, int64_t group_begin, int64_t group_end) {
+    const int64_t n_parts = a->n_k / WOOLLY_QBLOCK / f->inner, part_bytes = f->group_bytes / f->outer;
+    const int64_t step = AMX_BLOCKS / f->inner;
+    const int is_far = 2 * a->n_digits * a->n_k * a->n_cols > WOOLLY_NEAR_BYTES;
+    const amx_levels levels = amx_levels_of(f->table, f->bias + (a->n_digits == 1 ? 0 : f->raise));
+    amx_weights w;
+    ALIGNED float acc[AMX_COL_BLOCK * AMX_RV * 16];
+    for (int64_t group = group_begin; group < group_end; group += AMX_RV) {
+        const int64_t n_rv = group_end - group < AMX_RV ? group_end - group : AMX_RV;
+        for (int64_t col = 0; col < a->n_cols; col += AMX_COL_BLOCK) {
+            const int64_t n_cols = a->n_cols - col < AMX_COL_BLOCK ? a->n_cols - col : AMX_COL_BLOCK;
+            memset(acc, 0, sizeof(acc) / AMX_COL_BLOCK * (size_t)((n_cols + AMX_COLS - 1) / AMX_COLS * AMX_COLS));
+            for (int64_t part = 0; part < n_parts; part += step) {
+                const int n = (int)(n_parts - part < step ? n_parts - part : step);
+                for (int v = 0; v < (n_rv + AMX_SUMS - 1) / AMX_SUMS * AMX_SUMS; v++) { /* as a step takes them */
+                    const uint8_t *row = a->w + (group + (v < n_rv ? v : 0)) * n_parts * part_bytes;
+                    f->fill(&w, row, v, part, n, &levels);
+                    if (a->streams && col == 0) prefetch_bytes(row + (part + n) * part_bytes, n * part_bytes);
+                }
+                f->multiply[a->n_digits - 1](n_cols, &w, (int)n_rv, n * f->inner, a->bf16 + col * a->n_digits * a->n_k,
+                                             a->xq + col * a->xq_stride, a->xq_stride, a->n_k, part * f->inner, is_far,
+                                             acc);
+            }
+            for (int64_t c = 0; c < n_cols; c++)
+                for (int64_t v = 0; v < n_rv; v++)
+                    store_rows(a, col + c, (group + v) * 16, vf_load(acc + (c * AMX_RV + v) * 16));
+        }
+    }
+}
+
+static AMX void amx_matmul(const amx_format *f, const woolly_matmul_args *a, int64_t group_begin, int64_t group_end) {
+    const int least = a->n_digits == 2 ? f->least : f->n_bits == 8 ? 48 : AMX_COLS; /* bytes take longer to convert */
+    const int64_t n_left = a->n_cols % AMX_COLS, n_tiled = n_left > AMX_MOST_REST ? a->n_cols : a->n_cols - n_left;
+    woolly_matmul_args tiled = *a, rest = *a;
+    if (a->n_cols < least || !a->bf16) {
+        f->vector(a, group_begin, group_end);
+        return;
+    }
+    tiled.n_cols = n_tiled;
+    rest.xq += n_tiled * a->xq_stride, rest.out += n_tiled * a->out_stride, rest.n_cols -= n_tiled;
+    amx_begin(f->has_halves ? 16 : 32);
+    (a->n_digits == 2 && n_tiled <= f->few ? amx_few_cols : amx_many_cols)(f, &tiled, group_begin, group_end);
+    amx_end();
+    if (rest.n_cols) f->vector(&rest, group_begin, group_end);
+}
+
+/* By kinds: which tiles they have, and what weights are less there than in the format */
+enum { amx_narrow_TILES = AMX_NARROW, amx_narrow_min_TILES = AMX_NARROW, amx_raised_min_TILES = AMX_RAISED };
+enum { amx_wide_TILES = AMX_WIDE, amx_wide_min16_TILES = AMX_WIDE, amx_halves_TILES = AMX_HALVES };
 enum { amx_narrow_RAISE = 0, amx_narrow_min_RAISE = 0, amx_raised_min_RAISE = 16, amx_wide_RAISE = 0 };
 enum { amx_wide_min16_RAISE = 0, amx_halves_RAISE = 0 };
 
+/* Columns from which on, and up to which, as measured */
+enum { amx_narrow_LEAST = WOOLLY_BF16_LEAST_COLS, amx_narrow_min_LEAST = 12, amx_raised_min_LEAST = 16 };
+enum { amx_wide_LEAST = 16, amx_wide_min16_LEAST = 16, amx_halves_LEAST = 16 };
+enum { amx_narrow_FEW = 48, amx_narrow_min_FEW = 32, amx_raised_min_FEW = 0 };
+enum { amx_wide_FEW = 32, amx_wide_min16_FEW = 0, amx_halves_FEW = 48 };
+
 /* NAME_matmul_amx, for a format that DEFINE_INT_MATMUL has defined; KIND names the tile kernel, N_BITS are those of what
- * NAME_quants gives */
-#define DEFINE_AMX_MATMUL(NAME, KIND, N_BITS)                                                                          \
+ * NAME_CODES gives, TABLE says which weights these are, where they are not the weights */
+#define DEFINE_AMX_MATMUL(NAME, KIND, N_BITS, CODES, TABLE)                                                            \
     _Static_assert(AMX_BLOCKS % NAME##_INNER == 0, "a tile holds whole parts of " #NAME);                              \
                                                                                                                        \
     /* n parts, of INNER blocks of 32 each, from the part-th on of a row group */                                      \
-    static void NAME##_fill_amx(amx_weights *w, const NAME##_group *group, int v, int64_t part, int n,                 \
+    static void NAME##_fill_amx(amx_weights *w, const uint8_t *row, int v, int64_t part, int n,                        \
                                 const amx_levels *levels) {                                                            \
         _Pragma("GCC unroll 1") for (int p = 0; p < n; p++) {                                                          \
-            const NAME##_group *b = group + (part + p) / NAME##_OUTER;                                                 \
+            const NAME##_group *b = (const NAME##_group *)row + (part + p) / NAME##_OUTER;                             \
             int o = (int)((part + p) % NAME##_OUTER);                                                                  \
             UNROLL for (int i = 0; i < NAME##_INNER; i++) {                                                            \
                 int s = p * NAME##_INNER + i;                                                                          \
                 UNROLL for (int g = 0; g < 8; g++)                                                                     \
-                    amx_store_weights(w->q[s][v] + 2 * g, NAME##_quants(b, o, i, g), N_BITS, NAME##_BIAS, levels);     \
+                    amx_store_weights(w->q[s][v] + 2 * g, NAME##_##CODES(b, o, i, g), N_BITS, NAME##_BIAS, levels);    \
                 vf d[2] = {vf_set1(0), vf_set1(0)}, m[2] = {vf_set1(0), vf_set1(0)};                                   \
                 NAME##_scales(b, o, i, d, m);                                                                          \
                 UNROLL for (int half = 0; half <= NAME##_HALVES; half++) vf_store(w->d[s][v][half], d[half]);          \
@@ -274,45 +496,40 @@ enum { amx_wide_min16_RAISE = 0, amx_halves_RAISE = 0 };
         }                                                                                                              \
     }                                                                                                                  \
                                                                                                                        \
-    static void NAME##_matmul_amx(const woolly_matmul_args *a, int64_t group_begin, int64_t group_end) {              \
-        if (a->n_cols < AMX_LEAST_COLS(N_BITS) || !a->bf16) {                                                          \
-            NAME##_matmul(a, group_begin, group_end);                                                                  \
-            return;                                                                                                    \
-        }                                                                                                              \
-        amx_weights w;                                                                                                 \
-        ALIGNED float acc[AMX_COL_BLOCK * AMX_RV * 16];                                                                \
-        const amx_levels levels = amx_levels_of(NAME##_BIAS + (a->n_digits == 1 ? 0 : amx_##KIND##_RAISE));            \
-        const int64_t n_blocks = a->n_k / NAME##_BLOCK, n_parts = n_blocks * NAME##_OUTER;                             \
-        const int64_t step = AMX_BLOCKS / NAME##_INNER, n_left = a->n_cols % AMX_COLS;                                 \
-        const int64_t n_tiled = n_left > AMX_MOST_REST ? a->n_cols : a->n_cols - n_left;                               \
-        const int is_far = 2 * a->n_digits * a->n_k * n_tiled > WOOLLY_NEAR_BYTES;                                     \
-        void (*multiply)(AMX_TILE_ARGS) = a->n_digits == 1 ? amx_tile_##KIND##_q8 : amx_tile_##KIND##_q16;             \
-        woolly_matmul_args rest = *a;                                                                                  \
-        rest.xq += n_tiled * a->xq_stride, rest.out += n_tiled * a->out_stride, rest.n_cols -= n_tiled;                \
-        amx_begin(NAME##_HALVES ? 16 : 32);                                                                            \
-        for (int64_t group = group_begin; group < group_end; group += AMX_RV) {                                        \
-            const int64_t n_rv = group_end - group < AMX_RV ? group_end - group : AMX_RV;                              \
-            for (int64_t col = 0; col < n_tiled; col += AMX_COL_BLOCK) {                                               \
-                const int64_t n_cols = n_tiled - col < AMX_COL_BLOCK ? n_tiled - col : AMX_COL_BLOCK;                  \
-                memset(acc, 0, sizeof(acc) / AMX_COL_BLOCK * (size_t)((n_cols + AMX_COLS - 1) / AMX_COLS * AMX_COLS)); \
-                for (int64_t part = 0; part < n_parts; part += step) {                                                 \
-                    const int n = (int)(n_parts - part < step ? n_parts - part : step);                                \
-                    for (int v = 0; v < (n_rv + AMX_SUMS - 1) / AMX_SUMS * AMX_SUMS; v++) { /* as a step takes them */ \
-                        const NAME##_group *from = (const NAME##_group *)a->w + (group + (v < n_rv ? v : 0)) * n_blocks;\
-                        NAME##_fill_amx(&w, from, v, part, n, &levels);                                                \
-                        const int64_t part_bytes = (int64_t)sizeof(NAME##_group) / NAME##_OUTER;                       \
-                        if (a->streams && col == 0) prefetch_bytes((const uint8_t *)from + (part + n) * part_bytes, n * part_bytes);\
-                    }                                                                                                  \
-                    multiply(n_cols, &w, (int)n_rv, n * NAME##_INNER, a->bf16 + col * a->n_digits * a->n_k,            \
-                             a->xq + col * a->xq_stride, a->xq_stride, a->n_k, part * NAME##_INNER, is_far, acc);      \
-                }                                                                                                      \
-                for (int64_t c = 0; c < n_cols; c++)                                                                   \
-                    for (int64_t v = 0; v < n_rv; v++)                                                                 \
-                        store_rows(a, col + c, (group + v) * 16, vf_load(acc + (c * AMX_RV + v) * 16));                \
-            }                                                                                                          \
-            if (rest.n_cols) NAME##_matmul(&rest, group, group + n_rv);                                                \
-        }                                                                                                              \
-        amx_end();                                                                                                     \
+    static INLINE void NAME##_come_amx(const amx_coming *next, int v, int g) {                                         \
+        const NAME##_group *b = next->from[v];                                                                         \
+        vb q = NAME##_##CODES(b, next->o, next->i, g);                                                                 \
+        amx_store_weights(next->q[v] + 2 * g, q, N_BITS, NAME##_BIAS, &next->levels);                                  \
+        if (g != 2 * v) return; /* a row group's scales come with one of its quants, each with another one */          \
+        vf d[2], m[2];                                                                                                 \
+        NAME##_scales(b, next->o, next->i, d, m);                                                                      \
+        UNROLL for (int half = 0; half <= NAME##_HALVES; half++) vf_store(next->d[v][half], d[half]);                  \
+        UNROLL for (int half = 0; half < NAME##_MIN; half++) vf_store(next->m[v][half], m[half]);                      \
+    }                                                                                                                  \
+                                                                                                                       \
+    static AMX void NAME##_few_step_amx(amx_few *few) {                                                                \
+        amx_few_step(amx_##KIND##_TILES, NAME##_MIN, few, NAME##_come_amx);                                            \
+    }                                                                                                                  \
+                                                                                                                       \
+    static void NAME##_matmul_amx(const woolly_matmul_args *a, int64_t group_begin, int64_t group_end) {               \
+        static const amx_format format = {                                                                             \
+            .vector = NAME##_matmul,                                                                                   \
+            .few_step = amx_##KIND##_FEW ? NAME##_few_step_amx : NULL,                                                 \
+            .fill = NAME##_fill_amx,                                                                                   \
+            .multiply = {amx_tile_##KIND##_q8, amx_tile_##KIND##_q16},                                                 \
+            .group_bytes = sizeof(NAME##_group),                                                                       \
+            .table = TABLE,                                                                                            \
+            .outer = NAME##_OUTER,                                                                                     \
+            .inner = NAME##_INNER,                                                                                     \
+            .bias = NAME##_BIAS,                                                                                       \
+            .n_bits = N_BITS,                                                                                          \
+            .kind = amx_##KIND##_TILES,                                                                                \
+            .has_halves = NAME##_HALVES,                                                                               \
+            .raise = amx_##KIND##_RAISE,                                                                               \
+            .least = amx_##KIND##_LEAST,                                                                               \
+            .few = amx_##KIND##_FEW,                                                                                   \
+        };                                                                                                             \
+        amx_matmul(&format, a, group_begin, group_end);                                                                \
     }
 
 #endif

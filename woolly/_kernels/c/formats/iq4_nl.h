@@ -16,9 +16,13 @@ enum { iq4_nl_BLOCK = 32, iq4_nl_OUTER = 1, iq4_nl_INNER = 1, iq4_nl_BIAS = 128,
 /* t, biased by 128: -127, -104, -83, -65, -49, -35, -22, -10, 1, 13, 25, 38, 53, 69, 89, 113 */
 static const ALIGNED uint8_t iq4_nl_table[16] = {1, 24, 45, 63, 79, 93, 106, 118, 129, 141, 153, 166, 181, 197, 217, 241};
 
-static INLINE vb iq4_nl_quants(const iq4_nl_group *b, int o, int i, int g) {
+static INLINE vb iq4_nl_codes(const iq4_nl_group *b, int o, int i, int g) {
     (void)o, (void)i;
-    return vb_lookup16(iq4_nl_table, nibbles(b->qs, g));
+    return nibbles(b->qs, g);
+}
+
+static INLINE vb iq4_nl_quants(const iq4_nl_group *b, int o, int i, int g) {
+    return vb_lookup16(iq4_nl_table, iq4_nl_codes(b, o, i, g));
 }
 
 static INLINE void iq4_nl_scales(const iq4_nl_group *b, int o, int i, vf *d, vf *m) {

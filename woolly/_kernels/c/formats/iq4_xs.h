@@ -18,8 +18,12 @@ static const woolly_field iq4_xs_fields[] = {
     {0, 2, 2, NULL, NULL}, {2, 2, 2, NULL, NULL}, {4, 4, 4, NULL, NULL}, {8, 128, 4, NULL, NULL}};
 enum { iq4_xs_BLOCK = 256, iq4_xs_OUTER = 2, iq4_xs_INNER = 4, iq4_xs_BIAS = 128, iq4_xs_HALVES = 0, iq4_xs_MIN = 0 };
 
+static INLINE vb iq4_xs_codes(const iq4_xs_group *b, int o, int i, int g) {
+    return nibbles(b->qs + 16 * o + 4 * i, g);
+}
+
 static INLINE vb iq4_xs_quants(const iq4_xs_group *b, int o, int i, int g) {
-    return vb_lookup16(iq4_nl_table, nibbles(b->qs + 16 * o + 4 * i, g));
+    return vb_lookup16(iq4_nl_table, iq4_xs_codes(b, o, i, g));
 }
 
 static INLINE void iq4_xs_scales(const iq4_xs_group *b, int o, int i, vf *d, vf *m) {

@@ -16,9 +16,13 @@ enum { mxfp4_BLOCK = 32, mxfp4_OUTER = 1, mxfp4_INNER = 1, mxfp4_BIAS = 16, mxfp
 /* t, biased by 16: 0, 1, 2, 3, 4, 6, 8, 12, and their negatives */
 static const ALIGNED uint8_t mxfp4_table[16] = {16, 17, 18, 19, 20, 22, 24, 28, 16, 15, 14, 13, 12, 10, 8, 4};
 
-static INLINE vb mxfp4_quants(const mxfp4_group *b, int o, int i, int g) {
+static INLINE vb mxfp4_codes(const mxfp4_group *b, int o, int i, int g) {
     (void)o, (void)i;
-    return vb_lookup16(mxfp4_table, nibbles(b->qs, g));
+    return nibbles(b->qs, g);
+}
+
+static INLINE vb mxfp4_quants(const mxfp4_group *b, int o, int i, int g) {
+    return vb_lookup16(mxfp4_table, mxfp4_codes(b, o, i, g));
 }
 
 /* the bits of 2^(e - 128): e - 1 in the exponent, or for e = 0 and 1 one bit of a subnormal number */
