@@ -195,6 +195,22 @@ def test_same_bits_over_isas_threads_and_batches(formats: tuple[str, str]) -> No
                         assert logits.tobytes() == expected[t : t + size].tobytes()
 
 
+@pytest.mark.parametrize("formats", [("q4_0", "q4_1"), ("q8_0", "q4_k"), ("q5_k", "f16"), ("q6_k", "q2_k")])
+@pytest.mark.parametrize(("n_experts", "n_used"), [(1, 1), (3, 2), (5, 2)])
+def test_same_bits_with_many_tokens_an_expert(formats: tuple[str, str], n_experts: int, n_used: int) -> None:
+    """As many as tiles have columns, and more or fewer, beside experts that have none."""
+    sizes = {"n_experts": n_experts, "n_used": n_used, "hidden": 256, "inner": 512}
+    tokens = TOKENS + TOKENS[:10]
+    with use_isa("scalar"):
+        expected = Mixture(formats, n_threads=1, **sizes).run(tokens)
+    for isa in available_isas()[1:]:
+        with use_isa(isa):
+            mixture = Mixture(formats, **sizes)
+            assert mixture.run(tokens).tobytes() == expected.tobytes(), isa
+            for n in (1, 12, 17, 33):
+                assert mixture.run(tokens[:n]).tobytes() == expected[:n].tobytes(), (isa, n)
+
+
 def test_only_the_chosen_experts_are_computed() -> None:
     mixture = Mixture(("f32", "f32"), n_experts=20)
     _, chosen = mixture.expected(TOKENS[:4], simulate=False)

@@ -1,4 +1,4 @@
-from libc.stdint cimport int32_t, int64_t, uint8_t
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t
 
 from woolly._kernels.kernels cimport woolly_kernels
 from woolly._kernels.matmul cimport MatrixView
@@ -36,6 +36,8 @@ cdef struct ExpertPlan:
     int32_t *expert                # (n_pairs,)
     int32_t *token                 # (n_pairs,)
     int32_t *pair                  # (n_tokens, n_used): the pair of a token's slot
+    int32_t *column                # (n_pairs,): among tiles of bf16, an expert's from a group of 16 on; -1: none
+    bint has_tiles                 # any expert has
 
 cdef struct ExpertPart:
     const MatrixView *each         # (n_experts,)
@@ -52,12 +54,15 @@ cdef struct ExpertJob:
     int64_t x_stride
     const uint8_t *xq
     int64_t xq_stride
+    int64_t width                  # of a row of x
+    const uint16_t *bf16           # by the plan's columns; NULL: no matmul uses tiles
     const float *token_x           # (n_tokens, …): what an expert with a single token reads; NULL: rows of pairs
     int64_t token_x_stride
     const uint8_t *token_xq
     int64_t token_xq_stride
 
 cdef Routing check_routing(str name, n_experts, n_used, gating, normalise, scale) except *
+cdef int64_t most_columns(const Routing *routing, int64_t max_tokens) noexcept nogil
 cdef int64_t plan_bytes(int64_t n_experts, int64_t n_used, int64_t max_tokens) noexcept nogil
 cdef void init_plan(ExpertPlan *plan, const Routing *routing, int64_t max_tokens, uint8_t *memory) noexcept nogil
 cdef void route_row(const woolly_kernels *kernels, const Routing *routing, float *scores, float *out) noexcept nogil

@@ -12,12 +12,16 @@ from libc.stdint cimport int32_t, int64_t, uint8_t
 from libc.string cimport memset
 
 from woolly._kernels.dispatch cimport active
-from woolly._kernels.kernels cimport woolly_format, woolly_kernels, woolly_matmul_args
+from woolly._kernels.kernels cimport WOOLLY_BF16_LEAST_COLS, woolly_format, woolly_kernels, woolly_matmul_args
 from woolly._kernels.matmul cimport MatrixView, PackedMatrix
 
 from woolly._kernels.matmul import aligned_empty
 
 GATINGS = ("softmax", "softmax_chosen")
+
+cdef enum:
+    TILE_COLUMNS = 16
+    TILE_GROUPS = 4                # of rows, that use the same activations at once
 
 
 cdef class PackedExperts:
@@ -103,7 +107,13 @@ cdef class PackedExperts:
 
 cdef int64_t plan_bytes(int64_t n_experts, int64_t n_used, int64_t max_tokens) noexcept nogil:
     """Of the arrays of a plan."""
-    return (n_experts + 1 + 3 * n_used * max_tokens) * sizeof(int32_t)
+    return (n_experts + 1 + 4 * n_used * max_tokens) * sizeof(int32_t)
+
+
+cdef int64_t most_columns(const Routing *routing, int64_t max_tokens) noexcept nogil:
+    """Among tiles of bf16: an expert that has any leaves less than one tile empty, and less than half of its own."""
+    cdef int64_t n_pairs = routing.n_used * max_tokens
+    return n_pairs + min(n_pairs, (TILE_COLUMNS - 1) * routing.n_experts)
 
 
 cdef void init_plan(ExpertPlan *plan, const Routing *routing, int64_t max_tokens, uint8_t *memory) noexcept nogil:
@@ -114,6 +124,8 @@ cdef void init_plan(ExpertPlan *plan, const Routing *routing, int64_t max_tokens
     plan.expert = plan.begin + routing.n_experts + 1
     plan.token = plan.expert + n_pairs
     plan.pair = plan.token + n_pairs
+    plan.column = plan.pair + n_pairs
+    plan.has_tiles = False
 
 
 cdef bint is_better(float score, int64_t expert, float than, int64_t than_expert) noexcept nogil:
@@ -184,6 +196,18 @@ cdef void plan_experts(ExpertPlan *plan, const float *routes, int64_t stride, in
     for e in range(n, 0, -1):  # each begin has run to its end, the next one's begin
         plan.begin[e] = plan.begin[e - 1]
     plan.begin[0] = 0
+    place_columns(plan)
+
+
+cdef void place_columns(ExpertPlan *plan) noexcept nogil:
+    cdef int64_t e, pair, n, begin = 0
+    for e in range(plan.routing.n_experts):
+        n = plan.begin[e + 1] - plan.begin[e]
+        for pair in range(n):
+            plan.column[plan.begin[e] + pair] = <int32_t>(begin + pair) if n >= WOOLLY_BF16_LEAST_COLS else -1
+        if n >= WOOLLY_BF16_LEAST_COLS:
+            begin += (n + TILE_COLUMNS - 1) // TILE_COLUMNS * TILE_COLUMNS
+    plan.has_tiles = begin > 0
 
 
 cdef bint is_alone(const ExpertPlan *plan, int64_t pair) noexcept nogil:
@@ -196,6 +220,9 @@ cdef void set_columns(const ExpertJob *job, int64_t expert, woolly_matmul_args *
     """The tokens of one expert: rows of pairs, or the only token's own row."""
     cdef int64_t pair = job.plan.begin[expert], token
     args.n_cols = job.plan.begin[expert + 1] - pair
+    args.bf16 = NULL
+    if job.bf16 != NULL and job.plan.column[pair] >= 0:
+        args.bf16 = job.bf16 + job.plan.column[pair] * job.n_digits * job.width
     if args.n_cols == 1 and job.token_x != NULL:
         token = job.plan.token[pair]
         args.x, args.x_stride = job.token_x + token * job.token_x_stride, job.token_x_stride
@@ -209,14 +236,14 @@ cdef void run_expert_tasks(const woolly_kernels *kernels, const ExpertJob *job, 
                            int n_threads) noexcept nogil:
     """For each expert that has tokens the row groups of all parts, in chunks; whoever is free takes one."""
     cdef int64_t total = 0, task = next_task(tasks), begin = 0, chunk, n_chunks, expert, pair
+    cdef int64_t step = TILE_GROUPS if job.bf16 != NULL and job.plan.has_tiles else 2
     cdef const MatrixView *m
     cdef woolly_matmul_args args
     cdef int i
     for i in range(job.n_parts):
         total += job.parts[i].each[0].n_groups * job.plan.n_active
-    chunk = total if n_threads == 1 else max(<int64_t>2, total // (n_threads * 8) // 2 * 2)
+    chunk = total if n_threads == 1 else max(step, total // (n_threads * 8) // step * step)
     args.accumulate, args.n_digits, args.streams = 0, job.n_digits, True
-    args.bf16 = NULL
     for expert in range(job.plan.routing.n_experts):
         pair = job.plan.begin[expert]
         if job.plan.begin[expert + 1] == pair:

@@ -169,6 +169,7 @@ cdef void work_expert_matmul(Run *run, const Op *op, woolly_tasks *tasks, int n_
     cdef int i
     job.plan, job.n_parts, job.n_digits = op.plan, op.n_parts, run.how.n_digits
     job.x, job.x_stride, job.xq, job.xq_stride = x.data, x.stride, x.q16, x.q16_stride
+    job.width, job.bf16 = x.width, x.bf16 if run.how.bf16_of != NULL else NULL
     job.token_x = tokens.data if op.x != op.y else NULL
     job.token_x_stride, job.token_xq, job.token_xq_stride = tokens.stride, tokens.q16, tokens.q16_stride
     for i in range(op.n_parts):
@@ -188,6 +189,7 @@ cdef void work_gather(Run *run, const Op *op, int64_t pair) noexcept nogil:
         memcpy(out.data + pair * out.stride, x.data + token * x.stride, x.width * sizeof(float))
     if op.quantize_out:
         memcpy(out.q16 + pair * out.q16_stride, x.q16 + token * x.q16_stride, x.q16_stride)
+        fill_tiles(run, out, pair, 0)
 
 
 cdef void work_rows(Run *run, const Stage *stage, woolly_tasks *tasks, float *scratch, int n_threads) noexcept nogil:
@@ -260,8 +262,14 @@ cdef void quantize_row(Run *run, const Buffer *buf, int64_t row, int64_t n) noex
     if buf.q16 == NULL or rounds and not buf.for_exact:
         return
     run.how.quantize(x, buf.width, buf.q16 + row * buf.q16_stride)
-    if buf.bf16 != NULL and run.how.bf16_of != NULL and n >= WOOLLY_BF16_LEAST_COLS:
-        run.how.bf16_of(buf.q16 + row * buf.q16_stride, buf.width, row, buf.bf16)
+    fill_tiles(run, buf, row, n)
+
+
+cdef void fill_tiles(Run *run, const Buffer *buf, int64_t row, int64_t n) noexcept nogil:
+    """A quantised row, one of n or a pair's, once more for tiles of bf16, where matmuls will use them."""
+    cdef int64_t column = buf.plan.column[row] if buf.pairs else row if n >= WOOLLY_BF16_LEAST_COLS else -1
+    if buf.bf16 != NULL and run.how.bf16_of != NULL and column >= 0:
+        run.how.bf16_of(buf.q16 + row * buf.q16_stride, buf.width, column, buf.bf16)
 
 
 cdef void work_rope_store(Run *run, const Op *op, int64_t row) noexcept nogil:

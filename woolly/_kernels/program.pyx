@@ -19,7 +19,7 @@ from woolly._kernels.attention cimport KVCache, job_scratch
 from woolly._kernels.dispatch cimport active, active_activations
 from woolly._kernels.executor cimport Executor, Stop
 from woolly._kernels.experts cimport (
-    MAX_PARTS, ExpertPlan, PackedExperts, Routing, check_routing, init_plan, plan_bytes, woolly_tasks,
+    MAX_PARTS, ExpertPlan, PackedExperts, Routing, check_routing, init_plan, most_columns, plan_bytes, woolly_tasks,
 )
 from woolly._kernels.kernels cimport woolly_bf16_bytes, woolly_kv_head, woolly_q16_stride, woolly_rounded_bytes
 from woolly._kernels.matmul cimport PackedMatrix
@@ -301,17 +301,18 @@ cdef class Program:
             self.part_names += [f"{name}.{out}" for out in outs]
         return outs if len(outs) > 1 else outs[0]
 
-    def _want_quantised(self, x, quantised=True):
-        """Have x quantised or rounded by the operation that writes it, or by one of its own."""
+    def _want_quantised(self, x, quantised=True, *, tiles=True):
+        """Have x quantised or rounded by the operation that writes it, or by one of its own; for tiles of bf16 too."""
         cdef int index = self._buffers[x]
         cdef Buffer *buf = &self._buf[index]
         if quantised and buf.q16 == NULL:
             buf.q16_stride = woolly_q16_stride(buf.width)
             memory = self._memory(self.max_tokens * max(1, buf.pairs) * buf.q16_stride)
             buf.q16 = <uint8_t *><size_t>memory.ctypes.data
-        if buf.bf16 == NULL and buf.pairs == 0:  # those of an expert begin anywhere, not at a group of 16
-            memory = aligned_empty(woolly_rounded_bytes(buf.width, self.max_tokens) if self._rounds else
-                                   woolly_bf16_bytes(buf.width, self.max_tokens))
+        cdef int64_t n = most_columns(&buf.plan.routing, self.max_tokens) if buf.pairs else self.max_tokens
+        if tiles and buf.bf16 == NULL and not (self._rounds and buf.pairs):  # experts are exact
+            memory = aligned_empty(woolly_rounded_bytes(buf.width, n) if self._rounds else
+                                   woolly_bf16_bytes(buf.width, n))
             self._alive.append(memory)
             if self._rounds or active().bf16_of_q16 != NULL:  # pages that nothing writes take no memory
                 self.buffer_bytes += memory.nbytes
@@ -385,11 +386,12 @@ cdef class Program:
         """The rows of pairs that a matmul reads: x itself, or x's rows once more for each pair."""
         cdef bint quantised = any((<PackedExperts>w).each.quantised for w in experts)
         if quantised:
-            self._want_quantised(x)
+            self._want_quantised(x, tiles=self._buf[<int>self._buffers[x]].pairs)  # tokens' own rows are copied
             self._buf[<int>self._buffers[x]].for_exact = True
         if self._buf[<int>self._buffers[x]].pairs:
             return x
         rows = self.buffer(x + ".by_expert", self.width(x), pairs=plan.routing.n_used)
+        self._buf[<int>self._buffers[rows]].plan = plan
         cdef Op *op = self._record(GATHER, name + ".gather", rows)
         self._out_of[-1] = x  # what a capture shows: rows of experts with one token stay where they are
         op.x, op.plan = self._buffers[x], plan

@@ -110,12 +110,12 @@ typedef struct {
     float sums[AMX_COLS][2];
 } amx_scalars;
 
-static INLINE void amx_collect(int min, int c0, int nc, int64_t n, const q16_column x, int64_t xq_stride,
+static INLINE void amx_collect(int digits, int min, int c0, int nc, int64_t n, const q16_column x, int64_t xq_stride,
                                amx_scalars *of) {
     UNROLL for (int c = c0; c < c0 + nc; c++) {
         const int64_t col = (c < n ? c : 0) * xq_stride; /* what stands in for columns that are not there is not used */
-        of->d[c] = *AT(x.d, col);
-        minima_sums(min, *AT(x.sum, col), AT(x.corr16, col), of->d[c], of->sums[c]);
+        if (digits == 1) of->d[c] = *AT(x.d, col);
+        minima_sums(min, *AT(x.sum, col), AT(x.corr16, col), *AT(x.d, col), of->sums[c]);
     }
 }
 
@@ -238,7 +238,7 @@ static INLINE AMX void amx_do(int digits, int kind, int min, int rv, const amx_s
         const int nc = AMX_COLS * n_v / AMX_SLOTS, c = s * nc % AMX_COLS, i = s * nc / AMX_COLS;
         const int t = kind == AMX_WIDE ? 2 * i : i, t2 = kind == AMX_WIDE ? t + 1 : kind == AMX_HALVES ? t + 2 : t;
         if ((digits == 1 || min) && i == 0 && step->collects)
-            amx_collect(min, c, nc, step->n_cols, step->column, step->xq_stride, of);
+            amx_collect(digits, min, c, nc, step->n_cols, step->column, step->xq_stride, of);
         amx_add(digits, kind, min, rv, c, nc, step->d[i], step->m[i], step->ready[t], step->ready[t2], of,
                 step->chains + i * 16);
     }
