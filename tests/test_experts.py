@@ -103,6 +103,7 @@ class Mixture:
         inner: int = 96,
         n_threads: int = 2,
         gating: str = "softmax",
+        compute: str = "exact",
         change: Callable[[np.ndarray], np.ndarray] | None = None,
     ) -> None:
         rng = np.random.default_rng(3)
@@ -122,7 +123,7 @@ class Mixture:
         embedding, router = (PackedMatrix(*w.shape, "f32").pack(w.view(np.uint8)) for w in (self.e, self.r))
         self.norm = np.linspace(0.5, 1.5, hidden).astype(np.float32)
         self.position = {"layer": 0, "n_heads": 1, "n_kv_heads": 1, "head_dim": 2, "cos": None, "sin": None}
-        self.program = p = Program(40, n_threads)
+        self.program = p = Program(40, n_threads, compute=compute)
         p.embed("x", embedding)
         p.rmsnorm("h", "x", self.norm, eps=1e-6, name="norm")
         # a cache that nothing reads, so that the program has one
@@ -197,9 +198,12 @@ def test_same_bits_over_isas_threads_and_batches(formats: tuple[str, str]) -> No
 
 @pytest.mark.parametrize("formats", [("q4_0", "q4_1"), ("q8_0", "q4_k"), ("q5_k", "f16"), ("q6_k", "q2_k")])
 @pytest.mark.parametrize(("n_experts", "n_used"), [(1, 1), (3, 2), (5, 2)])
-def test_same_bits_with_many_tokens_an_expert(formats: tuple[str, str], n_experts: int, n_used: int) -> None:
+@pytest.mark.parametrize("compute", ["exact", "int8"])
+def test_same_bits_with_many_tokens_an_expert(
+    formats: tuple[str, str], n_experts: int, n_used: int, compute: str
+) -> None:
     """As many as tiles have columns, and more or fewer, beside experts that have none."""
-    sizes = {"n_experts": n_experts, "n_used": n_used, "hidden": 256, "inner": 512}
+    sizes = {"n_experts": n_experts, "n_used": n_used, "hidden": 256, "inner": 512, "compute": compute}
     tokens = TOKENS + TOKENS[:10]
     with use_isa("scalar"):
         expected = Mixture(formats, n_threads=1, **sizes).run(tokens)
@@ -264,6 +268,14 @@ def test_programs_refuse_experts_that_do_not_fit() -> None:
     with pytest.raises(ValueError, match="PackedMatrix: nothing was packed yet"):
         program.expert_matmul(["y"], "x", [experts], route="route", name="m")
     experts.pack(np.zeros((8, 16, 32), np.uint8))
+    program.expert_matmul(["pairs"], "x", [experts], route="route", name="m")
+    program.route("another", "x", n_used=2, gating="softmax", name="r")
+    for outs, x, what in ((["pairs2"], "x", "x.by_expert"), (["pairs"], "x", "pairs")):
+        with pytest.raises(ValueError, match=f"m: '{what}' has rows of the pairs of another route"):
+            program.expert_matmul(outs, x, [experts], route="another", name="m")
+    program.buffer("unwritten", 8, pairs=2)
+    with pytest.raises(ValueError, match="m: nothing writes 'unwritten'"):
+        program.expert_matmul(["z"], "unwritten", [experts], route="route", name="m")
     for outs, tensors in (([], []), (["y"], [experts] * 2), (list("abcde"), [experts] * 5)):
         with pytest.raises(ValueError, match=f"m: {len(outs)} outputs for {len(tensors)} tensors, at most 4"):
             program.expert_matmul(outs, "x", tensors, route="route", name="m")

@@ -364,6 +364,17 @@ def test_a_column_is_the_same_alone_and_among_others(isa: str, name: str, comput
         assert matmul(packed, x[-n:], compute=compute).tobytes() == whole[-n:].tobytes(), n
 
 
+@each_format
+def test_a_row_is_the_same_alone_and_in_a_task_of_many(isa: str, name: str) -> None:
+    block_size = sts.block_shape(name)[0]
+    raw = sts.random_raw(6, name, 600, {1: 40, 32: 5}.get(block_size, 2))
+    packed = pack(name, raw)
+    x = sts.random_floats(7, (48, packed.n_cols))
+    for n in (16, 30, 48):
+        whole = matmul(packed, x[:n], n_threads=1)
+        assert matmul(pack(name, raw[-20:]), x[:n]).tobytes() == whole[:, -20:].tobytes(), n
+
+
 @pytest.mark.parametrize("name", sts.QUANTISED_FORMATS)
 @each_compute
 def test_extreme_quants_do_not_saturate(isa: str, name: str, compute: str) -> None:

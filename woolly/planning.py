@@ -35,7 +35,23 @@ def scratch_bytes(config: ModelConfig, max_tokens: int, *, quantised: bool, comp
     if quantised or compute == "bf16":
         widths = (c.hidden_size, q_size, c.intermediate_size)
         integers = sum(activation_bytes(n, compute=compute) for n in widths)
-    return max_tokens * (4 * values + integers) + 4 * c.vocab_size
+    experts = _pair_bytes(config, max_tokens, quantised=quantised, compute=compute)
+    return max_tokens * (4 * values + integers) + experts + 4 * c.vocab_size
+
+
+def _pair_bytes(config: ModelConfig, max_tokens: int, *, quantised: bool, compute: str) -> int:
+    """Bytes, about, of the rows of a token's pairs with its experts: their input, gate, up and output."""
+    if config.experts is None:
+        return 0
+    hidden, inner = config.hidden_size, config.experts.intermediate_size
+    n_pairs = max_tokens * config.experts.n_used
+    n_bytes = n_pairs * 8 * (row_stride(hidden) + row_stride(inner))
+    if quantised:
+        plain = sum(activation_bytes(n, tiles=False) for n in (hidden, inner))
+        tiles = 0 if compute == "bf16" else sum(map(activation_bytes, (hidden, inner))) - plain
+        n_columns = n_pairs + min(n_pairs, 15 * config.experts.n_experts)
+        n_bytes += n_pairs * plain + n_columns * tiles
+    return n_bytes
 
 
 def vocabulary_bytes(metadata: Mapping[str, Any]) -> int:

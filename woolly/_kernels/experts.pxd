@@ -36,7 +36,7 @@ cdef struct ExpertPlan:
     int32_t *expert                # (n_pairs,)
     int32_t *token                 # (n_pairs,)
     int32_t *pair                  # (n_tokens, n_used): the pair of a token's slot
-    int32_t *column                # (n_pairs,): among tiles of bf16, an expert's from a group of 16 on; -1: none
+    int32_t *column                # (n_pairs,): of tiles of bf16, each expert's from a new tile on; -1: it has too few
     bint has_tiles                 # any expert has
 
 cdef struct ExpertPart:

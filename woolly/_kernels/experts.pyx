@@ -12,16 +12,15 @@ from libc.stdint cimport int32_t, int64_t, uint8_t
 from libc.string cimport memset
 
 from woolly._kernels.dispatch cimport active
-from woolly._kernels.kernels cimport WOOLLY_BF16_LEAST_COLS, woolly_format, woolly_kernels, woolly_matmul_args
+from woolly._kernels.kernels cimport (
+    WOOLLY_BF16_COLS, WOOLLY_BF16_LEAST_COLS, WOOLLY_BF16_ROW_STEP, WOOLLY_ROW_STEP, woolly_format, woolly_kernels,
+    woolly_matmul_args,
+)
 from woolly._kernels.matmul cimport MatrixView, PackedMatrix
 
 from woolly._kernels.matmul import aligned_empty
 
 GATINGS = ("softmax", "softmax_chosen")
-
-cdef enum:
-    TILE_COLUMNS = 16
-    TILE_GROUPS = 4                # of rows, that use the same activations at once
 
 
 cdef class PackedExperts:
@@ -111,9 +110,9 @@ cdef int64_t plan_bytes(int64_t n_experts, int64_t n_used, int64_t max_tokens) n
 
 
 cdef int64_t most_columns(const Routing *routing, int64_t max_tokens) noexcept nogil:
-    """Among tiles of bf16: an expert that has any leaves less than one tile empty, and less than half of its own."""
+    """Of tiles of bf16: an expert leaves at most 15 empty, and, as it has LEAST_COLS, fewer than it fills."""
     cdef int64_t n_pairs = routing.n_used * max_tokens
-    return n_pairs + min(n_pairs, (TILE_COLUMNS - 1) * routing.n_experts)
+    return n_pairs + min(n_pairs, (WOOLLY_BF16_COLS - 1) * routing.n_experts)
 
 
 cdef void init_plan(ExpertPlan *plan, const Routing *routing, int64_t max_tokens, uint8_t *memory) noexcept nogil:
@@ -200,13 +199,14 @@ cdef void plan_experts(ExpertPlan *plan, const float *routes, int64_t stride, in
 
 
 cdef void place_columns(ExpertPlan *plan) noexcept nogil:
+    """Columns of tiles for the pairs of experts that have tokens enough."""
     cdef int64_t e, pair, n, begin = 0
     for e in range(plan.routing.n_experts):
         n = plan.begin[e + 1] - plan.begin[e]
         for pair in range(n):
             plan.column[plan.begin[e] + pair] = <int32_t>(begin + pair) if n >= WOOLLY_BF16_LEAST_COLS else -1
         if n >= WOOLLY_BF16_LEAST_COLS:
-            begin += (n + TILE_COLUMNS - 1) // TILE_COLUMNS * TILE_COLUMNS
+            begin += (n + WOOLLY_BF16_COLS - 1) // WOOLLY_BF16_COLS * WOOLLY_BF16_COLS
     plan.has_tiles = begin > 0
 
 
@@ -236,13 +236,15 @@ cdef void run_expert_tasks(const woolly_kernels *kernels, const ExpertJob *job, 
                            int n_threads) noexcept nogil:
     """For each expert that has tokens the row groups of all parts, in chunks; whoever is free takes one."""
     cdef int64_t total = 0, task = next_task(tasks), begin = 0, chunk, n_chunks, expert, pair
-    cdef int64_t step = TILE_GROUPS if job.bf16 != NULL and job.plan.has_tiles else 2
+    cdef bint has_tiles = job.bf16 != NULL and job.plan.has_tiles
+    cdef int64_t step = 2 * WOOLLY_BF16_ROW_STEP if has_tiles else WOOLLY_ROW_STEP
     cdef const MatrixView *m
     cdef woolly_matmul_args args
     cdef int i
     for i in range(job.n_parts):
         total += job.parts[i].each[0].n_groups * job.plan.n_active
-    chunk = total if n_threads == 1 else max(step, total // (n_threads * 8) // step * step)
+    chunk = total if n_threads == 1 else total // (n_threads * 8) // step * step
+    chunk = max(chunk, <int64_t>(WOOLLY_BF16_ROW_STEP if has_tiles else WOOLLY_ROW_STEP))
     args.accumulate, args.n_digits, args.streams = 0, job.n_digits, True
     for expert in range(job.plan.routing.n_experts):
         pair = job.plan.begin[expert]

@@ -6,7 +6,10 @@ cdef extern from "kernels.h" nogil:
     enum:
         WOOLLY_GROUP
         WOOLLY_QBLOCK
+        WOOLLY_BF16_COLS
         WOOLLY_BF16_LEAST_COLS
+        WOOLLY_BF16_ROW_STEP
+        WOOLLY_ROW_STEP
         WOOLLY_NEAR_BYTES
         WOOLLY_ROUNDED_LEAST_COLS
         WOOLLY_KV_TILE

@@ -45,9 +45,14 @@ def aligned_empty(n_bytes, /, *, align=64):
     return whole[start:start + n_bytes]
 
 
-def activation_bytes(n, /, *, compute="exact"):
-    """Bytes that n activations of a token take as quantised matmuls of the active instruction set read them."""
+def activation_bytes(n, /, *, compute="exact", tiles=True):
+    """Bytes that n activations of a token take as quantised matmuls of the active instruction set read them.
+
+    Without tiles, less what those of bf16 take, or values that are rounded to bf16.
+    """
     cdef int64_t n_k = (n + WOOLLY_QBLOCK - 1) // WOOLLY_QBLOCK * WOOLLY_QBLOCK
+    if not tiles:
+        return woolly_q16_stride(n_k)
     if compute == "bf16":
         return woolly_q16_stride(n_k) + woolly_rounded_bytes(n_k, 16) // 16
     return woolly_q16_stride(n_k) + (woolly_bf16_bytes(n_k, 16) // 16 if active().bf16_of_q16 != NULL else 0)

@@ -45,7 +45,7 @@ cdef struct Buffer:
     ExpertPlan *plan           # where the rows of pairs are
     uint8_t *q16                # records of quantised activations, NULL where no matmul wants them; with int8 of 8 bits
     int64_t q16_stride
-    uint16_t *bf16              # the same for tiles of bf16, or rounded to bf16, but for rows of pairs
+    uint16_t *bf16              # the same for tiles of bf16 (pairs: by the plan), or rounded to bf16 (no pairs)
     bint for_exact              # matmuls that are exact whatever the others are: of experts and routers
 
 cdef struct Part:

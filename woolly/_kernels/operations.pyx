@@ -14,15 +14,13 @@ from woolly._kernels.experts cimport (
     ExpertJob, ExpertPart, combine_row, is_alone, next_task, plan_experts, route_row, run_expert_tasks, woolly_tasks,
 )
 from woolly._kernels.kernels cimport (
-    WOOLLY_BF16_LEAST_COLS, WOOLLY_NEAR_BYTES, WOOLLY_ROUNDED_LEAST_COLS, woolly_kernels, woolly_kv_head,
-    woolly_matmul_args, woolly_matmul_fn, woolly_rounded_k,
+    WOOLLY_BF16_LEAST_COLS, WOOLLY_BF16_ROW_STEP, WOOLLY_NEAR_BYTES, WOOLLY_ROUNDED_LEAST_COLS, WOOLLY_ROW_STEP,
+    woolly_kernels, woolly_kv_head, woolly_matmul_args, woolly_matmul_fn, woolly_rounded_k,
 )
 from woolly._kernels.matmul cimport matrix_row
 
 cdef enum:
     COLUMN_STEP = 48                # a multiple of every tile's columns
-    BF16_ROW_STEP = 4               # groups of rows in a tile of bf16, and twice as many use the same activations
-    ROW_STEP = 2                    # and in the others
     BF16_COLUMN_BLOCK = 256         # for tiles of bf16, which read activations ahead, so that they need not stay in L2
     FEW_COLUMNS = 8                 # from so many on the arithmetic takes longer than the weights do to come
     MOST_BYTES_AHEAD = 0x40000      # of weights that wait in L2 for their turn
@@ -66,7 +64,7 @@ cdef Chunks cut_rows(const Op *op, int64_t n_cols, int64_t step, int n_threads) 
     if n_cols >= FEW_COLUMNS and n_threads > 1:
         chunks.n_large = chunks.large = 0
     chunks.small = max(step, total // (n_threads * 8) // step * step)
-    if step == BF16_ROW_STEP and total > n_threads * 4 * step:  # fewer, of whole panels
+    if step == WOOLLY_BF16_ROW_STEP and total > n_threads * 4 * step:  # fewer, of whole panels
         chunks.small = (total + n_threads * 8 * step - 1) // (n_threads * 8 * step) * (2 * step)
     return chunks
 
@@ -85,7 +83,7 @@ cdef int64_t chunk_weights(const Op *op, int64_t i, int n_threads, const uint8_t
     """Where the weights of chunk i of a matmul begin; returns how many bytes there are of its first part, at most."""
     cdef int64_t first = 0, begin, end
     cdef int part
-    cdef Chunks chunks = cut_rows(op, 1, ROW_STEP, n_threads)
+    cdef Chunks chunks = cut_rows(op, 1, WOOLLY_ROW_STEP, n_threads)
     begin, end = chunk_begin(&chunks, i), chunk_begin(&chunks, i + 1)
     for part in range(op.n_parts):
         if begin < first + op.parts[part].m.n_groups:
@@ -101,9 +99,9 @@ cdef void work_matmul(Run *run, const Op *op, woolly_tasks *tasks, int n_threads
     cdef int64_t n_cols = n_rows(run, op)
     cdef const Buffer *x = &run.buffers[op.x]
     cdef bint rounds = run.how.unit != NULL and not op.exact and n_cols >= WOOLLY_ROUNDED_LEAST_COLS
-    cdef bint has_digits = run.how.bf16_of != NULL and n_cols >= WOOLLY_BF16_LEAST_COLS
+    cdef bint has_digits = run.how.bf16_of != NULL and x.bf16 != NULL and n_cols >= WOOLLY_BF16_LEAST_COLS
     cdef int64_t bf16_stride = woolly_rounded_k(x.width) if rounds else run.how.n_digits * x.width
-    cdef int64_t block = FLOAT_COLUMN_BLOCK, step = ROW_STEP, task, begin = 0, count, col = 0
+    cdef int64_t block = FLOAT_COLUMN_BLOCK, step = WOOLLY_ROW_STEP, task, begin = 0, count, col = 0
     cdef woolly_matmul_args args
     cdef Chunks chunks
     if op.parts[0].m.quantised:
@@ -111,7 +109,7 @@ cdef void work_matmul(Run *run, const Op *op, woolly_tasks *tasks, int n_threads
         block = WOOLLY_NEAR_BYTES // (x.q16_stride - 2 * x.width)
         block = max(COLUMN_STEP, block // COLUMN_STEP * COLUMN_STEP)
     if rounds or has_digits and op.parts[0].m.quantised:
-        block, step = BF16_COLUMN_BLOCK, BF16_ROW_STEP
+        block, step = BF16_COLUMN_BLOCK, WOOLLY_BF16_ROW_STEP
     chunks = cut_rows(op, n_cols, step, n_threads)
     count = n_chunks(&chunks)
     args.x_stride, args.xq_stride, args.n_digits = x.stride, x.q16_stride, run.how.n_digits
@@ -189,7 +187,7 @@ cdef void work_gather(Run *run, const Op *op, int64_t pair) noexcept nogil:
         memcpy(out.data + pair * out.stride, x.data + token * x.stride, x.width * sizeof(float))
     if op.quantize_out:
         memcpy(out.q16 + pair * out.q16_stride, x.q16 + token * x.q16_stride, x.q16_stride)
-        fill_tiles(run, out, pair, 0)
+        fill_tiles(run, out, pair, op.plan.column[pair])
 
 
 cdef void work_rows(Run *run, const Stage *stage, woolly_tasks *tasks, float *scratch, int n_threads) noexcept nogil:
@@ -262,12 +260,14 @@ cdef void quantize_row(Run *run, const Buffer *buf, int64_t row, int64_t n) noex
     if buf.q16 == NULL or rounds and not buf.for_exact:
         return
     run.how.quantize(x, buf.width, buf.q16 + row * buf.q16_stride)
-    fill_tiles(run, buf, row, n)
+    if buf.pairs:
+        fill_tiles(run, buf, row, buf.plan.column[row])
+    elif n >= WOOLLY_BF16_LEAST_COLS:
+        fill_tiles(run, buf, row, row)
 
 
-cdef void fill_tiles(Run *run, const Buffer *buf, int64_t row, int64_t n) noexcept nogil:
-    """A quantised row, one of n or a pair's, once more for tiles of bf16, where matmuls will use them."""
-    cdef int64_t column = buf.plan.column[row] if buf.pairs else row if n >= WOOLLY_BF16_LEAST_COLS else -1
+cdef void fill_tiles(Run *run, const Buffer *buf, int64_t row, int64_t column) noexcept nogil:
+    """A quantised row once more, as a column of tiles of bf16, where it has one and matmuls will use it."""
     if buf.bf16 != NULL and run.how.bf16_of != NULL and column >= 0:
         run.how.bf16_of(buf.q16 + row * buf.q16_stride, buf.width, column, buf.bf16)
 

@@ -253,8 +253,10 @@ cdef class Program:
         """out = activation(gate) * up."""
         if self.width(gate) != self.width(up):
             raise ValueError(f"{name}: widths {self.width(gate)} and {self.width(up)} differ")
-        self.buffer(out, self.width(gate), pairs=self._buf[<int>self._buffers[gate]].pairs)
-        self._buf[<int>self._buffers[out]].plan = self._buf[<int>self._buffers[gate]].plan
+        cdef const Buffer *from_gate = &self._buf[<int>self._buffers[gate]]
+        cdef ExpertPlan *plan = from_gate.plan
+        self.buffer(out, from_gate.width, pairs=from_gate.pairs)
+        self._set_plan(out, plan, name)
         cdef Op *op = self._record(GLU, name, out)
         op.x, op.y = self._buffers[gate], self._buffers[up]
         op.activation = GATED_ACTIVATIONS[activation]
@@ -367,7 +369,7 @@ cdef class Program:
                                  f"{x!r} has {self.width(x)} columns")
             (<PackedMatrix>w.matrices[0])._check_packed()
             self.buffer(out, w.shape[1], pairs=plan.routing.n_used)
-            self._buf[<int>self._buffers[out]].plan = plan
+            self._set_plan(out, plan, name)
         rows = self._gather(x, experts, plan, name)
         cdef Op *op = self._record(EXPERT_MATMUL, name, outs[0])
         op.x, op.y, op.plan, op.n_parts = self._buffers[rows], self._buffers[x], plan, len(outs)
@@ -382,16 +384,27 @@ cdef class Program:
                 op.weight = self._floats(bias, (plan.routing.n_experts, self.width(out)), name)
         return outs if len(outs) > 1 else outs[0]
 
+    cdef _set_plan(self, rows, ExpertPlan *plan, str name):
+        """Rows of pairs are those of one route."""
+        cdef Buffer *buf = &self._buf[<int>self._buffers[rows]]
+        if buf.plan != NULL and buf.plan != plan:
+            raise ValueError(f"{name}: {rows!r} has rows of the pairs of another route")
+        buf.plan = plan
+
     cdef _gather(self, x, experts, ExpertPlan *plan, str name):
         """The rows of pairs that a matmul reads: x itself, or x's rows once more for each pair."""
         cdef bint quantised = any((<PackedExperts>w).each.quantised for w in experts)
+        if x not in self._writer:
+            raise ValueError(f"{name}: nothing writes {x!r}")
+        if self._buf[<int>self._buffers[x]].pairs:
+            self._set_plan(x, plan, name)
         if quantised:
             self._want_quantised(x, tiles=self._buf[<int>self._buffers[x]].pairs)  # tokens' own rows are copied
             self._buf[<int>self._buffers[x]].for_exact = True
         if self._buf[<int>self._buffers[x]].pairs:
             return x
         rows = self.buffer(x + ".by_expert", self.width(x), pairs=plan.routing.n_used)
-        self._buf[<int>self._buffers[rows]].plan = plan
+        self._set_plan(rows, plan, name)
         cdef Op *op = self._record(GATHER, name + ".gather", rows)
         self._out_of[-1] = x  # what a capture shows: rows of experts with one token stay where they are
         op.x, op.plan = self._buffers[x], plan

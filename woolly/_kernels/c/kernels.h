@@ -33,8 +33,13 @@ static inline int64_t woolly_q16_stride(int64_t n_k) {
 
 /* The same digits for tiles of bf16: (groups of 16 columns, n_blocks, 2, 16, 32), d * 256 hi and d * lo, both exact; of
  * 8 bits, (groups of 16 columns, n_blocks, 16, 32), lo */
-#define WOOLLY_BF16_LEAST_COLS 10 /* fewer leave too much of a tile empty */
-static inline int64_t woolly_bf16_bytes(int64_t n_k, int64_t n_cols) { return (n_cols + 15) / 16 * 16 * 4 * n_k; }
+#define WOOLLY_BF16_COLS 16
+#define WOOLLY_BF16_LEAST_COLS 10 /* the least that any format takes tiles for: fewer leave too much of one empty */
+#define WOOLLY_BF16_ROW_STEP 4    /* groups of rows in a step of such a matmul; twice as many use the same activations */
+#define WOOLLY_ROW_STEP 2         /* and of the others */
+static inline int64_t woolly_bf16_bytes(int64_t n_k, int64_t n_cols) {
+    return (n_cols + WOOLLY_BF16_COLS - 1) / WOOLLY_BF16_COLS * WOOLLY_BF16_COLS * 4 * n_k;
+}
 
 typedef struct {
     const uint8_t *w;   /* packed weights, (n_groups, group_bytes) */

@@ -24,7 +24,7 @@
 #include "amx_config.h"
 
 #define AMX __attribute__((target("amx-tile,amx-bf16")))
-#define AMX_COLS 16
+#define AMX_COLS WOOLLY_BF16_COLS
 #define AMX_RV 8     /* most row groups that use the same activations while these are in L1 */
 #define AMX_BLOCKS 4 /* blocks of their weights: 32 KB */
 #define AMX_SUMS 4   /* tiles that are made in one step: of 4 row groups, or 2 of each of 2 row groups */
@@ -33,7 +33,8 @@
 #define AMX_COL_BLOCK 256
 #define AMX_MOST_REST 7 /* columns left over that go to the vector unit; more have a tile, though it is not full */
 #define AMX_FEW_COLS 48 /* as many as are few for any kind */
-#define AMX_SCALES 4   /* blocks whose scales are there: of weights that come, are multiplied, stored, and added */
+#define AMX_LEAST_BYTE_COLS 48 /* both weights and activations of 8 bits: converting takes longer, multiplying half as long */
+#define AMX_SCALES 4  /* blocks whose scales are there: of weights that come, are multiplied, stored, and added */
 
 enum { AMX_NARROW, AMX_RAISED, AMX_WIDE, AMX_HALVES };
 
@@ -302,9 +303,11 @@ DEFINE_AMX_TILE(halves_q8, 1, AMX_HALVES, 0)
 
 /* Few columns: weights of 4 groups of rows come, block after block, while the block before is multiplied */
 typedef struct {
-    int64_t group, block, col, nth; /* nth: of all blocks that go by; the first comes in the -1st */
+    int64_t group, block, col;
+    int64_t nth; /* of all blocks that go by, which says where in a ring it is; in the -1st only the first one's weights come */
     int v;
 } amx_few_place;
+_Static_assert(AMX_SCALES >= AMX_LAG + 2, "scales of blocks that come, are multiplied, stored and added");
 
 typedef struct {
     ALIGNED uint32_t q[2][AMX_SUMS][16][16];
@@ -317,7 +320,8 @@ typedef struct {
     const woolly_matmul_args *a;
     int64_t group_end, n_blocks, n_steps, step; /* of making tiles; below 0 the first weights come */
     amx_few_place made, added;
-    amx_coming next;
+    const void *part[AMX_SUMS]; /* of each row group, with the block whose weights come */
+    int comes, o, i;            /* whether one does, which part that is, which of its blocks */
 } amx_few;
 
 static INLINE void amx_few_next(const amx_few *few, amx_few_place *at, int n_v) {
@@ -347,7 +351,7 @@ static INLINE AMX void amx_few_step(int kind, int min, amx_few *few, amx_fill fi
     const int64_t nth = made.nth + 1, record = 2 * a->n_k; /* of activations in bf16 */
     const uint16_t *x = a->bf16 + made.col * record + made.block * 1024;
     const amx_step step = {
-        .is_made = is_made, .is_stored = few->step > 0, .is_added = few->step >= AMX_LAG,
+        .is_made = is_made, .is_stored = few->step > 0 && few->step <= few->n_steps, .is_added = few->step >= AMX_LAG,
         .loads_x = made.v == 0, .collects = added.v == 0,
         .q = (const uint32_t (*)[16][16])few->q[made.nth & 1] + made.v,
         .x = x,
@@ -360,10 +364,10 @@ static INLINE AMX void amx_few_step(int kind, int min, amx_few *few, amx_fill fi
         .xq_stride = a->xq_stride, .n_cols = a->n_cols - added.col,
         .chains = few->chains[added.col][added.v],
     };
-    amx_coming next = {.comes = few->next.comes && made.col == 0, .o = few->next.o, .i = few->next.i, .levels = few->levels,
+    amx_coming next = {.comes = few->comes && made.col == 0, .o = few->o, .i = few->i, .levels = few->levels,
                        .q = few->q[nth & 1] + made.v, .d = few->d[nth % AMX_SCALES] + made.v,
                        .m = few->m[nth % AMX_SCALES] + made.v};
-    UNROLL for (int v = 0; v < n_v; v++) next.from[v] = few->next.from[made.v + v];
+    UNROLL for (int v = 0; v < n_v; v++) next.from[v] = few->part[made.v + v];
     amx_do(2, kind, min, AMX_SUMS, &step, &few->of, &next, fill);
     if (step.is_added) {
         if (added.block == few->n_blocks - 1 && added.v == AMX_SUMS - n_v) amx_few_store(few);
@@ -383,7 +387,7 @@ typedef struct {
     const uint8_t *table;               /* of weights by their codes, or NULL */
     int outer, inner, bias, n_bits;
     int kind, has_halves, raise;        /* of tiles for activations of 16 bits: less `raise` */
-    int least, few;                     /* columns from which on tiles were faster than the vector unit; up to so many are few */
+    int least, few;                     /* columns from which on tiles are used; up to so many are few */
 } amx_format;
 
 static AMX void amx_few_cols(const amx_format *f, const woolly_matmul_args *a, int64_t group_begin, int64_t group_end) {
@@ -392,21 +396,24 @@ static AMX void amx_few_cols(const amx_format *f, const woolly_matmul_args *a, i
     const int64_t n_nth = (group_end - group_begin + AMX_SUMS - 1) / AMX_SUMS * n_blocks;
     const int64_t steps_a_tile = AMX_SUMS / amx_groups_a_step(f->kind);
     amx_few few;
-    memset(&few.d, 0, (size_t)((char *)(&few + 1) - (char *)&few.d));
+    memset(few.chains, 0, (size_t)n_tiles * AMX_COLS * sizeof(*few.chains));
     few.a = a, few.group_end = group_end, few.n_blocks = n_blocks, few.levels = amx_levels_of(f->table, f->bias + f->raise);
     few.n_steps = n_nth * n_tiles * steps_a_tile, few.step = -steps_a_tile;
+    few.of = (amx_scalars){{0}, {{0}}};
     few.made = few.added = (amx_few_place){.group = group_begin};
     few.made.nth = -1;
     int64_t group = group_begin, block = 0; /* that come */
     for (int64_t nth = -1; nth < n_nth; nth++) {
-        few.next.comes = nth + 1 < n_nth, few.next.i = (int)(block % f->inner);
-        if (few.next.comes && few.next.i == 0) {
+        few.comes = nth + 1 < n_nth, few.i = (int)(block % f->inner);
+        if (few.comes && few.i == 0) {
             const int64_t part = block / f->inner;
-            few.next.o = (int)(part % f->outer);
+            few.o = (int)(part % f->outer);
             for (int v = 0; v < AMX_SUMS; v++) {
                 const uint8_t *row = a->w + (group + v < group_end ? group + v : group) * row_bytes;
-                few.next.from[v] = row + part / f->outer * f->group_bytes;
-                if (a->streams) prefetch_bytes(row + (part + 1) * part_bytes, part_bytes);
+                few.part[v] = row + part / f->outer * f->group_bytes;
+                if (!a->streams) continue;
+                const int is_last = block + f->inner == n_blocks; /* then come the next 4 groups */
+                prefetch_bytes(is_last ? row + AMX_SUMS * row_bytes : row + (part + 1) * part_bytes, part_bytes);
             }
         }
         for (int64_t i = (nth < 0 ? 1 : n_tiles) * steps_a_tile; i > 0; i--) f->few_step(&few);
@@ -446,7 +453,7 @@ static AMX void amx_many_cols(const amx_format *f, const woolly_matmul_args *a, 
 }
 
 static AMX void amx_matmul(const amx_format *f, const woolly_matmul_args *a, int64_t group_begin, int64_t group_end) {
-    const int least = a->n_digits == 2 ? f->least : f->n_bits == 8 ? 48 : AMX_COLS; /* bytes take longer to convert */
+    const int least = a->n_digits == 2 ? f->least : f->n_bits == 8 ? AMX_LEAST_BYTE_COLS : AMX_COLS;
     const int64_t n_left = a->n_cols % AMX_COLS, n_tiled = n_left > AMX_MOST_REST ? a->n_cols : a->n_cols - n_left;
     woolly_matmul_args tiled = *a, rest = *a;
     if (a->n_cols < least || !a->bf16) {
@@ -467,16 +474,18 @@ enum { amx_wide_TILES = AMX_WIDE, amx_wide_min16_TILES = AMX_WIDE, amx_halves_TI
 enum { amx_narrow_RAISE = 0, amx_narrow_min_RAISE = 0, amx_raised_min_RAISE = 16, amx_wide_RAISE = 0 };
 enum { amx_wide_min16_RAISE = 0, amx_halves_RAISE = 0 };
 
-/* Columns from which on, and up to which, as measured */
+/* Columns from which on tiles were faster than the vector unit, and up to which as few: medians of turns in a quiet and in a
+ * busy state of a Sapphire Rapids core, docs/kernels.md */
 enum { amx_narrow_LEAST = WOOLLY_BF16_LEAST_COLS, amx_narrow_min_LEAST = 12, amx_raised_min_LEAST = 16 };
 enum { amx_wide_LEAST = 16, amx_wide_min16_LEAST = 16, amx_halves_LEAST = 16 };
 enum { amx_narrow_FEW = 48, amx_narrow_min_FEW = 32, amx_raised_min_FEW = 0 };
-enum { amx_wide_FEW = 32, amx_wide_min16_FEW = 0, amx_halves_FEW = 48 };
+enum { amx_wide_FEW = 32, amx_wide_min16_FEW = 0, amx_halves_FEW = 16 };
 
 /* NAME_matmul_amx, for a format that DEFINE_INT_MATMUL has defined; KIND names the tile kernel, N_BITS are those of what
  * NAME_CODES gives, TABLE says which weights these are, where they are not the weights */
 #define DEFINE_AMX_MATMUL(NAME, KIND, N_BITS, CODES, TABLE)                                                            \
     _Static_assert(AMX_BLOCKS % NAME##_INNER == 0, "a tile holds whole parts of " #NAME);                              \
+    _Static_assert(amx_##KIND##_FEW <= AMX_FEW_COLS, "few columns have chains");                                       \
                                                                                                                        \
     /* n parts, of INNER blocks of 32 each, from the part-th on of a row group */                                      \
     static void NAME##_fill_amx(amx_weights *w, const uint8_t *row, int v, int64_t part, int n,                        \
