@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from woolly._kernels import KVCache, activation_bytes, row_stride
+from woolly._kernels import KVCache, activation_bytes, pair_columns, row_stride
 from woolly.config import ModelConfig
 from woolly.metadata import StringArray
 
@@ -49,7 +49,7 @@ def _pair_bytes(config: ModelConfig, max_tokens: int, *, quantised: bool, comput
     if quantised:
         plain = sum(activation_bytes(n, tiles=False) for n in (hidden, inner))
         tiles = 0 if compute == "bf16" else sum(map(activation_bytes, (hidden, inner))) - plain
-        n_columns = n_pairs + min(n_pairs, 15 * config.experts.n_experts)
+        n_columns = pair_columns(config.experts.n_experts, config.experts.n_used, max_tokens)
         n_bytes += n_pairs * plain + n_columns * tiles
     return n_bytes
 

@@ -30,7 +30,8 @@ def packed_bytes(info: TensorInfo) -> int:
     """Bytes that a tensor takes once it is packed, or as it is where no kernel takes its format."""
     if len(info.shape) == 1 or info.format.name not in kernel_formats():
         return max(info.n_bytes, 4 * info.shape[-1])
-    return PackedMatrix(math.prod(info.shape[:-1]), info.shape[-1], info.format.name).nbytes
+    *experts, n_rows, n_cols = info.shape  # each expert's rows are packed by themselves
+    return math.prod(experts) * PackedMatrix(n_rows, n_cols, info.format.name).nbytes
 
 
 def check_shape(path: str, info: TensorInfo, shape: tuple[int, ...]) -> None:

@@ -20,7 +20,7 @@ from woolly._kernels.dispatch import (
     use_isa,
 )
 from woolly._kernels.executor import Stop
-from woolly._kernels.experts import PackedExperts, route_experts
+from woolly._kernels.experts import PackedExperts, pair_columns, route_experts
 from woolly._kernels.generate import GENERATED_FORMATS, generate, generate_all
 from woolly._kernels.matmul import PackedMatrix, activation_bytes, aligned_empty, dequantize, matmul
 from woolly._kernels.program import Program, row_stride
@@ -70,6 +70,7 @@ __all__ = [
     "kernel_formats",
     "layernorm_f32",
     "matmul",
+    "pair_columns",
     "quantize_q8",
     "quantize_q16",
     "quantize_rows",

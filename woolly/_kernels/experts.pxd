@@ -62,7 +62,6 @@ cdef struct ExpertJob:
     int64_t token_xq_stride
 
 cdef Routing check_routing(str name, n_experts, n_used, gating, normalise, scale) except *
-cdef int64_t most_columns(const Routing *routing, int64_t max_tokens) noexcept nogil
 cdef int64_t plan_bytes(int64_t n_experts, int64_t n_used, int64_t max_tokens) noexcept nogil
 cdef void init_plan(ExpertPlan *plan, const Routing *routing, int64_t max_tokens, uint8_t *memory) noexcept nogil
 cdef void route_row(const woolly_kernels *kernels, const Routing *routing, float *scores, float *out) noexcept nogil

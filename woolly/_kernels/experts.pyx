@@ -109,10 +109,13 @@ cdef int64_t plan_bytes(int64_t n_experts, int64_t n_used, int64_t max_tokens) n
     return (n_experts + 1 + 4 * n_used * max_tokens) * sizeof(int32_t)
 
 
-cdef int64_t most_columns(const Routing *routing, int64_t max_tokens) noexcept nogil:
-    """Of tiles of bf16: an expert leaves at most 15 empty, and, as it has LEAST_COLS, fewer than it fills."""
-    cdef int64_t n_pairs = routing.n_used * max_tokens
-    return n_pairs + min(n_pairs, (WOOLLY_BF16_COLS - 1) * routing.n_experts)
+def pair_columns(n_experts, n_used, max_tokens, /):
+    """Columns of tiles of bf16 that the pairs of max_tokens tokens with their experts take at most.
+
+    An expert leaves at most 15 of them empty, and, as it has at least 10 tokens then, fewer than it fills.
+    """
+    cdef int64_t n_pairs = n_used * max_tokens
+    return n_pairs + min(n_pairs, (WOOLLY_BF16_COLS - 1) * <int64_t>n_experts)
 
 
 cdef void init_plan(ExpertPlan *plan, const Routing *routing, int64_t max_tokens, uint8_t *memory) noexcept nogil:

@@ -19,7 +19,7 @@ from woolly._kernels.attention cimport KVCache, job_scratch
 from woolly._kernels.dispatch cimport active, active_activations
 from woolly._kernels.executor cimport Executor, Stop
 from woolly._kernels.experts cimport (
-    MAX_PARTS, ExpertPlan, PackedExperts, Routing, check_routing, init_plan, most_columns, plan_bytes, woolly_tasks,
+    MAX_PARTS, ExpertPlan, PackedExperts, Routing, check_routing, init_plan, plan_bytes, woolly_tasks,
 )
 from woolly._kernels.kernels cimport woolly_bf16_bytes, woolly_kv_head, woolly_q16_stride, woolly_rounded_bytes
 from woolly._kernels.matmul cimport PackedMatrix
@@ -29,6 +29,7 @@ from woolly._kernels.operations cimport (
 )
 
 from woolly._kernels.dispatch import check_compute
+from woolly._kernels.experts import pair_columns
 from woolly._kernels.matmul import aligned_empty
 from woolly._kernels.rows import ACTIVATIONS, GATED_ACTIVATIONS, ROPE_PAIRINGS
 from woolly._kernels.threads import check_threads, usable_threads
@@ -311,7 +312,9 @@ cdef class Program:
             buf.q16_stride = woolly_q16_stride(buf.width)
             memory = self._memory(self.max_tokens * max(1, buf.pairs) * buf.q16_stride)
             buf.q16 = <uint8_t *><size_t>memory.ctypes.data
-        cdef int64_t n = most_columns(&buf.plan.routing, self.max_tokens) if buf.pairs else self.max_tokens
+        cdef int64_t n = self.max_tokens
+        if buf.pairs:
+            n = pair_columns(buf.plan.routing.n_experts, buf.plan.routing.n_used, self.max_tokens)
         if tiles and buf.bf16 == NULL and not (self._rounds and buf.pairs):  # experts are exact
             memory = aligned_empty(woolly_rounded_bytes(buf.width, n) if self._rounds else
                                    woolly_bf16_bytes(buf.width, n))
@@ -396,12 +399,14 @@ cdef class Program:
         cdef bint quantised = any((<PackedExperts>w).each.quantised for w in experts)
         if x not in self._writer:
             raise ValueError(f"{name}: nothing writes {x!r}")
-        if self._buf[<int>self._buffers[x]].pairs:
+        cdef int index = self._buffers[x]
+        cdef bint has_pairs = self._buf[index].pairs > 0
+        if has_pairs:
             self._set_plan(x, plan, name)
         if quantised:
-            self._want_quantised(x, tiles=self._buf[<int>self._buffers[x]].pairs)  # tokens' own rows are copied
-            self._buf[<int>self._buffers[x]].for_exact = True
-        if self._buf[<int>self._buffers[x]].pairs:
+            self._want_quantised(x, tiles=has_pairs)  # tokens' own rows are copied
+            self._buf[index].for_exact = True
+        if has_pairs:
             return x
         rows = self.buffer(x + ".by_expert", self.width(x), pairs=plan.routing.n_used)
         self._set_plan(rows, plan, name)

@@ -34,7 +34,7 @@
 #define AMX_MOST_REST 7 /* columns left over that go to the vector unit; more have a tile, though it is not full */
 #define AMX_FEW_COLS 48 /* as many as are few for any kind */
 #define AMX_LEAST_BYTE_COLS 48 /* both weights and activations of 8 bits: converting takes longer, multiplying half as long */
-#define AMX_SCALES 4  /* blocks whose scales are there: of weights that come, are multiplied, stored, and added */
+#define AMX_SCALES 4 /* blocks whose scales are there: of weights that come, are multiplied, stored, and added */
 
 enum { AMX_NARROW, AMX_RAISED, AMX_WIDE, AMX_HALVES };
 
@@ -487,24 +487,6 @@ enum { amx_wide_FEW = 32, amx_wide_min16_FEW = 0, amx_halves_FEW = 16 };
     _Static_assert(AMX_BLOCKS % NAME##_INNER == 0, "a tile holds whole parts of " #NAME);                              \
     _Static_assert(amx_##KIND##_FEW <= AMX_FEW_COLS, "few columns have chains");                                       \
                                                                                                                        \
-    /* n parts, of INNER blocks of 32 each, from the part-th on of a row group */                                      \
-    static void NAME##_fill_amx(amx_weights *w, const uint8_t *row, int v, int64_t part, int n,                        \
-                                const amx_levels *levels) {                                                            \
-        _Pragma("GCC unroll 1") for (int p = 0; p < n; p++) {                                                          \
-            const NAME##_group *b = (const NAME##_group *)row + (part + p) / NAME##_OUTER;                             \
-            int o = (int)((part + p) % NAME##_OUTER);                                                                  \
-            UNROLL for (int i = 0; i < NAME##_INNER; i++) {                                                            \
-                int s = p * NAME##_INNER + i;                                                                          \
-                UNROLL for (int g = 0; g < 8; g++)                                                                     \
-                    amx_store_weights(w->q[s][v] + 2 * g, NAME##_##CODES(b, o, i, g), N_BITS, NAME##_BIAS, levels);    \
-                vf d[2] = {vf_set1(0), vf_set1(0)}, m[2] = {vf_set1(0), vf_set1(0)};                                   \
-                NAME##_scales(b, o, i, d, m);                                                                          \
-                UNROLL for (int half = 0; half <= NAME##_HALVES; half++) vf_store(w->d[s][v][half], d[half]);          \
-                UNROLL for (int half = 0; half < NAME##_MIN; half++) vf_store(w->m[s][v][half], m[half]);              \
-            }                                                                                                          \
-        }                                                                                                              \
-    }                                                                                                                  \
-                                                                                                                       \
     static INLINE void NAME##_come_amx(const amx_coming *next, int v, int g) {                                         \
         const NAME##_group *b = next->from[v];                                                                         \
         vb q = NAME##_##CODES(b, next->o, next->i, g);                                                                 \
@@ -514,6 +496,23 @@ enum { amx_wide_FEW = 32, amx_wide_min16_FEW = 0, amx_halves_FEW = 16 };
         NAME##_scales(b, next->o, next->i, d, m);                                                                      \
         UNROLL for (int half = 0; half <= NAME##_HALVES; half++) vf_store(next->d[v][half], d[half]);                  \
         UNROLL for (int half = 0; half < NAME##_MIN; half++) vf_store(next->m[v][half], m[half]);                      \
+    }                                                                                                                  \
+                                                                                                                       \
+    /* n parts, of INNER blocks of 32 each, from the part-th on of a row group */                                      \
+    static void NAME##_fill_amx(amx_weights *w, const uint8_t *row, int v, int64_t part, int n,                        \
+                                const amx_levels *levels) {                                                            \
+        _Pragma("GCC unroll 1") for (int p = 0; p < n; p++)                                                            \
+            UNROLL for (int i = 0; i < NAME##_INNER; i++) {                                                            \
+                int s = p * NAME##_INNER + i;                                                                          \
+                const amx_coming block = {.from = {(const NAME##_group *)row + (part + p) / NAME##_OUTER},             \
+                                          .o = (int)((part + p) % NAME##_OUTER),                                       \
+                                          .i = i,                                                                      \
+                                          .q = &w->q[s][v],                                                            \
+                                          .d = &w->d[s][v],                                                            \
+                                          .m = &w->m[s][v],                                                            \
+                                          .levels = *levels};                                                          \
+                UNROLL for (int g = 0; g < 8; g++) NAME##_come_amx(&block, 0, g);                                      \
+            }                                                                                                          \
     }                                                                                                                  \
                                                                                                                        \
     static AMX void NAME##_few_step_amx(amx_few *few) {                                                                \
