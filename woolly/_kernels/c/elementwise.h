@@ -291,15 +291,22 @@ static void dequantize_q16(const uint8_t *record, int64_t n_k, float *out) {
     for (int64_t k = 0; k < n_k; k++) out[k] = d[k / WOOLLY_QBLOCK] * (float)(256 * hi[k] + lo[k]);
 }
 
-/* (a, b) -> (a cos - b sin, b cos + a sin); pairs are (i, i + n_rot / 2) or (2 i, 2 i + 1) */
-static void rope_f32(int pairing, float *x, int64_t n_rot, const float *cos, const float *sin) {
-    int64_t half = n_rot / 2;
-    int64_t step = pairing == WOOLLY_ROPE_NEOX ? 1 : 2, apart = pairing == WOOLLY_ROPE_NEOX ? half : 1;
+/* (a, b) -> (a cos - b sin, b cos + a sin) for `half` pairs, whose members are `step` apart in x and in y */
+static INLINE void rope_pairs(float *restrict x, float *restrict y, int64_t step, int64_t half, const float *restrict cos,
+                              const float *restrict sin) {
     for (int64_t i = 0; i < half; i++) {
-        float a = x[step * i], b = x[step * i + apart];
+        float a = x[step * i], b = y[step * i];
         x[step * i] = a * cos[i] - b * sin[i];
-        x[step * i + apart] = b * cos[i] + a * sin[i];
+        y[step * i] = b * cos[i] + a * sin[i];
     }
+}
+
+/* Pairs are (i, i + n_rot / 2) or (2 i, 2 i + 1) */
+static void rope_f32(int pairing, float *x, int64_t n_rot, const float *cos, const float *sin) {
+    if (pairing == WOOLLY_ROPE_NEOX)
+        rope_pairs(x, x + n_rot / 2, 1, n_rot / 2, cos, sin);
+    else
+        rope_pairs(x, x + 1, 2, n_rot / 2, cos, sin);
 }
 
 #endif
