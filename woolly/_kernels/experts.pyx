@@ -112,7 +112,7 @@ cdef int64_t plan_bytes(int64_t n_experts, int64_t n_used, int64_t max_tokens) n
 def pair_columns(n_experts, n_used, max_tokens, /):
     """Columns of tiles of bf16 that the pairs of max_tokens tokens with their experts take at most.
 
-    An expert leaves at most 15 of them empty, and, as it has at least 10 tokens then, fewer than it fills.
+    An expert leaves at most 15 of them empty, and, as it has at least 9 tokens then, fewer than it fills.
     """
     cdef int64_t n_pairs = n_used * max_tokens
     return n_pairs + min(n_pairs, (WOOLLY_BF16_COLS - 1) * <int64_t>n_experts)

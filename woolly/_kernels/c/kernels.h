@@ -34,7 +34,7 @@ static inline int64_t woolly_q16_stride(int64_t n_k) {
 /* The same digits for tiles of bf16: (groups of 16 columns, n_blocks, 2, 16, 32), d * 256 hi and d * lo, both exact; of
  * 8 bits, (groups of 16 columns, n_blocks, 16, 32), lo */
 #define WOOLLY_BF16_COLS 16
-#define WOOLLY_BF16_LEAST_COLS 10 /* the least that any format takes tiles for: fewer leave too much of one empty */
+#define WOOLLY_BF16_LEAST_COLS 9  /* the least that any format takes tiles for: fewer leave too much of one empty */
 _Static_assert(2 * WOOLLY_BF16_LEAST_COLS > WOOLLY_BF16_COLS, "who has tiles leaves fewer columns empty than it fills");
 #define WOOLLY_BF16_ROW_STEP 4    /* groups of rows in a step of such a matmul; twice as many use the same activations */
 #define WOOLLY_ROW_STEP 2         /* and of the others */

@@ -15,7 +15,7 @@
  *
  * Many columns take weights by panels, which all of them share; where columns are few, filling panels would take as long as
  * multiplying, so there the next block's weights are brought while one is multiplied. A few columns that are left over go to
- * the vector unit. On a Sapphire Rapids core a block of 16 rows x 16 columns takes about 40 ns, of which products are 14; int8
+ * the vector unit. On an undisturbed core a block of 16 rows x 16 columns takes about 20 ns, of which products are 12; int8
  * tiles, whose int32 sums the vector unit would convert, shift and scale, took longer.
  */
 #ifndef WOOLLY_MATMUL_AMX_H
@@ -27,14 +27,14 @@
 #define AMX_COLS WOOLLY_BF16_COLS
 #define AMX_RV 8     /* most row groups that use the same activations while these are in L1 */
 #define AMX_BLOCKS 4 /* blocks of their weights: 32 KB */
-#define AMX_SUMS 4   /* tiles that are made in one step: of 4 row groups, or 2 of each of 2 row groups */
-#define AMX_SLOTS 8  /* parts of a step: a dot product of each, and that much of the vector unit's work */
+#define AMX_SUMS 4   /* few columns: tiles that are made in one step, of 4 row groups, or 2 of each of 2 row groups */
+#define AMX_SLOTS 8  /* parts of a step, each with a product or two and as much of the vector unit's work */
 #define AMX_LAG 2    /* steps from a tile to its chain: it is stored one step later, and read another one later */
 #define AMX_COL_BLOCK 256
 #define AMX_MOST_REST 7 /* columns left over that go to the vector unit; more have a tile, though it is not full */
-#define AMX_FEW_COLS 48 /* as many as are few for any kind */
+#define AMX_FEW_COLS 64 /* as many as are few for any kind */
 #define AMX_LEAST_BYTE_COLS 48 /* both weights and activations of 8 bits: converting takes longer, multiplying half as long */
-#define AMX_SCALES 4 /* blocks whose scales are there: of weights that come, are multiplied, stored, and added */
+#define AMX_SCALES 4 /* few columns: blocks whose scales are there, of weights that come, are multiplied, stored, and added */
 
 enum { AMX_NARROW, AMX_RAISED, AMX_WIDE, AMX_HALVES };
 
@@ -44,12 +44,13 @@ typedef struct {
     ALIGNED float m[AMX_BLOCKS][AMX_RV][2][16];
 } amx_weights;
 
-/* tmm0 .. 3: sums (16 columns, 16) f32; 4, 5: activations (16 columns, k) bf16; 6, 7: weights (k / 2, 16 rows of 2) bf16 */
-static AMX __attribute__((noinline)) void amx_begin(int k) {
+/* From tmm0 on n_sums tiles of sums (16 columns, 16) f32; up to tmm5 of activations (16 columns, k) bf16; 6, 7: weights
+ * (k / 2, 16 rows of 2) bf16 */
+static AMX __attribute__((noinline)) void amx_begin(int n_sums, int k) {
     amx_config config = {.palette = 1};
     for (int i = 0; i < 8; i++) {
         config.rows[i] = (uint8_t)(i < 6 ? AMX_COLS : k / 2);
-        config.row_bytes[i] = (uint16_t)(i < 4 || i > 5 ? 64 : 2 * k);
+        config.row_bytes[i] = (uint16_t)(i < n_sums || i > 5 ? 64 : 2 * k);
     }
     AMX_LOAD_CONFIG(config);
 }
@@ -90,21 +91,6 @@ static INLINE void amx_store_weights(uint32_t (*pair)[16], vb q, int n_bits, int
     }
 }
 
-/* Where one side of the pipeline stands: from columns to columns, for each their blocks, for each some groups of rows */
-typedef struct {
-    int64_t col;
-    int block;
-    int v;
-} amx_place;
-
-static INLINE void amx_next(amx_place *p, int n_blocks, int n_rv, int n_v) {
-    if ((p->v += n_v) < n_rv) return;
-    p->v = 0;
-    if (++p->block < n_blocks) return;
-    p->block = 0;
-    p->col += AMX_COLS;
-}
-
 /* What activations of 16 columns have for a block beside their tiles: found when its first rows come, kept for all */
 typedef struct {
     float d[AMX_COLS];
@@ -120,173 +106,172 @@ static INLINE void amx_collect(int digits, int min, int c0, int nc, int64_t n, c
     }
 }
 
-/* The chains of nc columns take up a block of 16 rows: sums are its tile, or two */
-static INLINE void amx_add(int digits, int kind, int min, int rv, int c0, int nc, const float (*scales)[16],
-                           const float (*minima)[16], const float (*sums)[16], const float (*sums2)[16],
-                           const amx_scalars *of, float *out) {
-    vf d[2], m[2];
-    UNROLL for (int half = 0; half <= (kind == AMX_HALVES); half++) d[half] = vf_load(scales[half]);
-    UNROLL for (int half = 0; half < min; half++) m[half] = vf_load(minima[half]);
-    UNROLL for (int c = c0; c < c0 + nc; c++) {
-        vf chain = vf_load(out + c * rv * 16), dot[2] = {vf_load(sums[c])};
-        chain = add_minima(min, chain, m, of->sums[c]);
-        if (kind == AMX_RAISED) dot[0] = vf_add(dot[0], vf_set1(16 * of->sums[c][0]));
-        if (kind == AMX_WIDE) dot[0] = vf_add(dot[0], vf_load(sums2[c]));
-        if (kind == AMX_HALVES) dot[1] = vf_load(sums2[c]);
-        UNROLL for (int half = 0; half <= (kind == AMX_HALVES); half++) {
-            if (digits == 1) dot[half] = vf_mul(dot[half], vf_set1(of->d[c]));
-            chain = vf_fma(dot[half], d[half], chain);
-        }
-        vf_store(out + c * rv * 16, chain);
-    }
-}
-
-#define AMX_LOAD(T, P)                                                                                                 \
-    do {                                                                                                               \
-        if (is_made) _tile_loadd(T, P, 64);                                                                            \
-    } while (0)
-
-/* Tile T, of the step before, is stored, and has the first dot product of this one, or a further one */
-#define AMX_FIRST(T, X, W)                                                                                             \
-    do {                                                                                                               \
-        if (is_stored) _tile_stored(T, stored[T], 64);                                                                 \
-        if (is_made) _tile_zero(T);                                                                                    \
-        AMX_THEN(T, X, W);                                                                                             \
-    } while (0)
-#define AMX_THEN(T, X, W)                                                                                              \
-    do {                                                                                                               \
-        if (is_made) _tile_dpbf16ps(T, X, W);                                                                          \
-    } while (0)
-
-/* What is done in one step of a pipeline: tiles of a block, of some groups of rows, are made, while those of the step before
- * are stored, and those of the one before that are added to the chains, so that tile and vector unit both have something to do */
-typedef struct {
-    int is_made, is_stored, is_added;
-    int loads_x;                  /* activations are not in tiles yet */
-    int collects;                 /* scalars of the columns that are added are not there yet */
-    const uint32_t (*q)[16][16];  /* weights, by groups of rows */
-    const uint16_t *x, *x_ahead;  /* activations; those that are asked for in advance, or NULL */
-    float (*stored)[AMX_COLS][16];
-    const float (*ready)[AMX_COLS][16];
-    const float (*d)[2][16], (*m)[2][16];
-    q16_column column;            /* the first of those that are added, at their block */
-    int64_t xq_stride, n_cols;    /* from it on */
-    float *chains;
-} amx_step;
-
-/* Weights of the next block, which come meanwhile: from the part of each row group's that holds it, to its place */
-typedef struct {
-    const void *from[AMX_SUMS];
-    int comes, o, i; /* whether it does; which part, which of its blocks */
-    uint32_t (*q)[16][16];
-    float (*d)[2][16], (*m)[2][16];
-    amx_levels levels;
-} amx_coming;
-typedef void (*amx_fill)(const amx_coming *next, int v, int g);
-
-static INLINE int amx_groups_a_step(int kind) { return kind == AMX_NARROW || kind == AMX_RAISED ? AMX_SUMS : AMX_SUMS / 2; }
-
-/* Chains have rv groups of rows. Loading tiles is the tile unit's time too: a step is one block of several groups of rows,
- * which share the tiles of activations; where a block's digits have one tile each, these stay for more steps. */
-static INLINE AMX void amx_do(int digits, int kind, int min, int rv, const amx_step *step, amx_scalars *of,
-                              const amx_coming *next, amx_fill fill) {
-    const int is_made = step->is_made, is_stored = step->is_stored, loads_x = kind == AMX_HALVES || step->loads_x;
-    const int n_v = amx_groups_a_step(kind);
-    const uint16_t *hi = step->x, *lo = hi + 512;
-    const uint32_t (*q)[16][16] = step->q;
-    const uint32_t *third = q[kind == AMX_HALVES ? 0 : 2][kind == AMX_HALVES ? 8 : 0], *fourth = third + 256;
-    float (*stored)[AMX_COLS][16] = step->stored;
-    UNROLL for (int s = 0; s < AMX_SLOTS; s++) {
-        UNROLL for (int line = 0; line < 2 * digits; line++)
-            if (step->x_ahead) __builtin_prefetch(step->x_ahead + 32 * (2 * digits * s + line));
-        if (s == 0) {
-            if (loads_x) AMX_LOAD(4, hi);
-            AMX_LOAD(6, q[0]);
-            AMX_FIRST(0, 4, 6);
-        } else if (kind == AMX_WIDE) {
-            if (s == 2) {
-                if (loads_x) AMX_LOAD(5, lo);
-                AMX_FIRST(1, 5, 6);
-            } else if (s == 4) {
-                AMX_LOAD(7, q[1]);
-                AMX_FIRST(2, 4, 7);
-            } else if (s == 6) {
-                AMX_FIRST(3, 5, 7);
-            }
-        } else if (s == 1) {
-            AMX_LOAD(7, q[1]);
-            AMX_FIRST(1, 4, 7);
-        } else if (s == 2 && digits == 2) {
-            if (loads_x) AMX_LOAD(5, lo);
-            AMX_THEN(0, 5, 6);
-        } else if (s == 3 && digits == 2) {
-            AMX_THEN(1, 5, 7);
-        } else if (s == 4) {
-            if (kind == AMX_HALVES) AMX_LOAD(4, hi + 16);
-            AMX_LOAD(6, third);
-            AMX_FIRST(2, 4, 6);
-        } else if (s == 5) {
-            AMX_LOAD(7, fourth);
-            AMX_FIRST(3, 4, 7);
-        } else if (s == 6 && digits == 2) {
-            if (kind == AMX_HALVES) AMX_LOAD(5, lo + 16);
-            AMX_THEN(2, 5, 6);
-        } else if (s == 7 && digits == 2) {
-            AMX_THEN(3, 5, 7);
-        }
-        if (fill && next->comes) UNROLL for (int v = 0; v < n_v; v++) fill(next, v, s);
-        if (!step->is_added) continue;
-        const int nc = AMX_COLS * n_v / AMX_SLOTS, c = s * nc % AMX_COLS, i = s * nc / AMX_COLS;
-        const int t = kind == AMX_WIDE ? 2 * i : i, t2 = kind == AMX_WIDE ? t + 1 : kind == AMX_HALVES ? t + 2 : t;
-        if ((digits == 1 || min) && i == 0 && step->collects)
-            amx_collect(digits, min, c, nc, step->n_cols, step->column, step->xq_stride, of);
-        amx_add(digits, kind, min, rv, c, nc, step->d[i], step->m[i], step->ready[t], step->ready[t2], of,
-                step->chains + i * 16);
-    }
-}
-
 static INLINE q16_column amx_column(q16_column record, int64_t col_bytes, int64_t block) {
     return (q16_column){.d = AT(record.d + block, col_bytes),
                         .sum = AT(record.sum + block, col_bytes),
                         .corr16 = AT(record.corr16 + 2 * block, col_bytes)};
 }
 
-/* acc (columns, 16 AMX_RV) += the n_blocks blocks from block0 on, for n_cols columns, 16 at a time */
-static INLINE AMX void amx_cols(int digits, int kind, int min, int64_t n_cols, const amx_weights *w, int n_rv, int n_blocks,
-                                const uint16_t *bf16, const uint8_t *xq, int64_t xq_stride, int64_t n_k, int64_t block0,
-                                int is_far, float *acc) {
-    ALIGNED float sums[2][AMX_SUMS + 1][AMX_COLS][16]; /* one more, so that stores and loads are not whole pages apart */
-    amx_scalars of = {{0}, {{0}}};
-    const q16_column record = q16_at(xq, n_k, block0);
-    const int n_v = amx_groups_a_step(kind);
-    const int64_t n_steps = (n_cols + AMX_COLS - 1) / AMX_COLS * n_blocks * ((n_rv + n_v - 1) / n_v);
-    amx_place made = {0, 0, 0}, added = {0, 0, 0};
-    for (int64_t i = 0; i < n_steps + AMX_LAG; i++) {
-        const uint16_t *x = bf16 + (made.col * n_k + (block0 + made.block) * 512) * digits;
-        const amx_step step = {
-            .is_made = i < n_steps, .is_stored = i > 0 && i <= n_steps, .is_added = i >= AMX_LAG,
-            .loads_x = made.v == 0, .collects = added.v == 0,
-            .q = &w->q[made.block][made.v],
-            .x = x, .x_ahead = is_far && i < n_steps && made.v == 0 ? x + AMX_COLS * digits * n_k : NULL,
-            .stored = sums[(i + 1) % 2], .ready = (const float (*)[AMX_COLS][16])sums[i % 2],
-            .d = &w->d[added.block][added.v], .m = &w->m[added.block][added.v],
-            .column = amx_column(record, added.col * xq_stride, added.block),
-            .xq_stride = xq_stride, .n_cols = n_cols - added.col,
-            .chains = acc + (added.col * AMX_RV + added.v) * 16,
-        };
-        amx_do(digits, kind, min, AMX_RV, &step, &of, NULL, NULL);
-        if (step.is_added) amx_next(&added, n_blocks, n_rv, n_v);
-        amx_next(&made, n_blocks, n_rv, n_v);
+/* A chain takes up a tile's row; sums2 is that of the low digits, where these have a tile of their own */
+static INLINE vf amx_add(int digits, int kind, int min, vf chain, vf d, const vf *m, const float *sums, const float *sums2,
+                         float dx, const float *x_sums) {
+    vf dot = vf_load(sums);
+    chain = add_minima(min, chain, m, x_sums);
+    if (kind == AMX_RAISED) dot = vf_add(dot, vf_set1(16 * x_sums[0]));
+    if (kind == AMX_WIDE) dot = vf_add(dot, vf_load(sums2));
+    if (digits == 1) dot = vf_mul(dot, vf_set1(dx));
+    return vf_fma(dot, d, chain);
+}
+
+/* Many columns. A step is a row group by two units, which are blocks or, where scales cover these, halves of a block. The tiles
+ * of both units' activations stay for all row groups of a panel, and a chain is in a register for both. Tiles of a step are
+ * stored in the next one and read in the one after that, so that tile and vector unit both have something to do. */
+typedef struct {
+    int n_made, n_stored, n_added; /* units whose tiles are made, those before stored, and those before added to the chains */
+    int loads_x;                   /* activations are not in tiles yet */
+    int collects;                  /* scalars of the columns that are added are not there yet */
+    const uint32_t (*q[2])[16];    /* of each unit: weights, */
+    const float *d[2];             /* scales, */
+    const float (*m[2])[16];       /* minima */
+    q16_column column[2];          /* and what the first column that is added has beside its digits */
+    int64_t xq_stride, n_cols;     /* from this one on */
+    const uint16_t *x, *x_ahead;   /* activations; those of a later step, which are asked for */
+    float (*stored)[AMX_COLS][16], (*ready)[AMX_COLS][16];
+    float *chains;
+} amx_step;
+
+/* Slot s of the tile unit's work for unit U. Tiles 0 and 1 are sums, of a unit each, or (WIDE) of a unit's digits, which are
+ * stored before the next unit's are made; HI and LO, W are the unit's activations and weights */
+#define AMX_UNIT(U, N_MADE, N_STORED, HI, LO, W)                                                                       \
+    do {                                                                                                               \
+        const int is_made = N_MADE > U, takes_x = is_made && step->loads_x;                                            \
+        const int is_stored = kind == AMX_WIDE ? (U ? N_MADE > 0 : N_STORED > 1) : N_STORED > U;                       \
+        float (*to)[AMX_COLS][16] = kind != AMX_WIDE ? step->stored + U : U ? step->ready : step->stored + 2;          \
+        if (s == 0) {                                                                                                  \
+            if (is_made) _tile_loadd(W, step->q[U], 64);                                                               \
+        } else if (s == 1) {                                                                                           \
+            if (takes_x) _tile_loadd(HI, x, 64);                                                                       \
+            if (kind == AMX_WIDE) {                                                                                    \
+                if (is_stored) _tile_stored(0, to[0], 64);                                                             \
+                if (is_made) _tile_zero(0);                                                                            \
+                if (is_made) _tile_dpbf16ps(0, HI, W);                                                                 \
+            } else if (is_stored) {                                                                                    \
+                _tile_stored(U, to[0], 64);                                                                            \
+            }                                                                                                          \
+        } else if (s == 2 && kind != AMX_WIDE) {                                                                       \
+            if (is_made) _tile_zero(U);                                                                                \
+            if (is_made) _tile_dpbf16ps(U, HI, W);                                                                     \
+        } else if (s == 2) {                                                                                           \
+            if (takes_x) _tile_loadd(LO, x + 512, 64);                                                                 \
+            if (is_stored) _tile_stored(1, to[1], 64);                                                                 \
+            if (is_made) _tile_zero(1);                                                                                \
+            if (is_made) _tile_dpbf16ps(1, LO, W);                                                                     \
+        } else if (digits == 2 && kind != AMX_WIDE) {                                                                  \
+            if (takes_x) _tile_loadd(LO, x + 512, 64);                                                                 \
+            if (is_made) _tile_dpbf16ps(U, LO, W);                                                                     \
+        }                                                                                                              \
+    } while (0)
+
+static INLINE AMX void amx_do(int digits, int kind, int min, const amx_step *step, amx_scalars *of) {
+    const int is_half = kind == AMX_HALVES, n_slots = AMX_SLOTS / 2, nc = AMX_COLS / n_slots;
+    const int n_lines = (is_half ? 1 : 2) * digits * AMX_COLS / AMX_RV; /* of activations, asked for in each step */
+    vf chain[AMX_COLS] = {vf_set1(0)};
+    UNROLL for (int u = 0; u < 2; u++) {
+        const uint16_t *x = step->x + u * (is_half ? 16 : 512 * digits);
+        vf d = vf_set1(0), m[2] = {vf_set1(0), vf_set1(0)};
+        if (u < step->n_added) {
+            d = vf_load(step->d[u]);
+            UNROLL for (int half = 0; half < min; half++) m[half] = vf_load(step->m[u][half]);
+        }
+        UNROLL for (int s = 0; s < n_slots; s++) {
+            const int slot = u * n_slots + s;
+            UNROLL for (int line = slot * n_lines / AMX_SLOTS; line < (slot + 1) * n_lines / AMX_SLOTS; line++)
+                __builtin_prefetch(step->x_ahead + 32 * line);
+            if (u == 0)
+                AMX_UNIT(0, step->n_made, step->n_stored, 2, 3, 6);
+            else
+                AMX_UNIT(1, step->n_made, step->n_stored, 4, 5, 7);
+            if (!step->n_added) continue;
+            if ((digits == 1 || min) && step->collects && u < step->n_added)
+                amx_collect(digits, min, s * nc, nc, step->n_cols, step->column[u], step->xq_stride, &of[u]);
+            UNROLL for (int c = s * nc; c < (s + 1) * nc; c++) {
+                const int t = kind == AMX_WIDE ? 2 * u : u;
+                if (u == 0) chain[c] = vf_load(step->chains + c * AMX_RV * 16);
+                if (u < step->n_added)
+                    chain[c] = amx_add(digits, kind, min, chain[c], d, m, step->ready[t][c], step->ready[t + 1][c], of[u].d[c],
+                                       of[u].sums[c]);
+                if (u == 1) vf_store(step->chains + c * AMX_RV * 16, chain[c]);
+            }
+        }
     }
 }
 
-#define AMX_TILE_ARGS                                                                                                  \
-    int64_t n_cols, const amx_weights *w, int n_rv, int n_blocks, const uint16_t *bf16, const uint8_t *xq,             \
-        int64_t xq_stride, int64_t n_k, int64_t block0, int is_far, float *acc
+/* Where one side of the pipeline stands: for each of the columns of a panel's blocks some row groups */
+typedef struct {
+    int64_t col;
+    int block, v;
+} amx_place;
+
+/* Chains of the next columns come from L2; the next blocks' weights, too, so these come first where a step has but one block */
+static INLINE void amx_next(int is_deep, amx_place *p, int n_rv, int64_t n_cols, int n_blocks) {
+    if (++p->v < n_rv) return;
+    p->v = 0;
+    if (is_deep) {
+        if (++p->block < n_blocks) return;
+        p->block = 0, p->col += AMX_COLS;
+    } else {
+        if ((p->col += AMX_COLS) < n_cols) return;
+        p->col = 0, p->block += 2;
+    }
+}
+
+/* acc (columns, 16 AMX_RV) += the n_blocks blocks from block0 on of n_rv row groups */
+static INLINE AMX void amx_cols(int digits, int kind, int min, const woolly_matmul_args *a, const amx_weights *w, int n_rv,
+                                int64_t block0, int n_blocks, float *acc) {
+    ALIGNED float sums[2][5][AMX_COLS][16]; /* one more, so that stores and loads are not whole pages apart */
+    amx_scalars of[2] = {{{0}, {{0}}}, {{0}, {{0}}}};
+    const int64_t n_cols = a->n_cols, column = a->n_k * digits; /* of activations in bf16 */
+    const q16_column record = q16_at(a->xq, a->n_k, block0);
+    const uint16_t *bf16 = a->bf16 + block0 * 512 * digits;
+    const int is_half = kind == AMX_HALVES, step_blocks = is_half ? 1 : 2;
+    const int64_t n_steps = (n_cols + AMX_COLS - 1) / AMX_COLS * ((n_blocks + step_blocks - 1) / step_blocks) * n_rv;
+    amx_place made = {0, 0, 0}, added = {0, 0, 0}, ahead = {0, 0, n_rv - 1};
+    int n_made = 0, n_stored = 0, n_added = 0;
+    amx_next(is_half, &ahead, n_rv, n_cols, n_blocks);
+    for (int64_t i = 0; i < n_steps + AMX_LAG; i++) {
+        n_added = n_stored, n_stored = n_made;
+        n_made = i >= n_steps ? 0 : is_half || made.block + 1 < n_blocks ? 2 : 1;
+        amx_step step = {
+            .n_made = n_made, .n_stored = n_stored, .n_added = n_added,
+            .loads_x = made.v == 0, .collects = added.v == 0,
+            .xq_stride = a->xq_stride, .n_cols = n_cols - added.col,
+            .x = bf16 + made.col * column + made.block * 512 * digits,
+            .x_ahead = bf16 + ahead.col * column + (ahead.block * 512 + made.v * step_blocks * 64) * digits,
+            .stored = sums[(i + 1) % 2], .ready = sums[i % 2],
+            .chains = acc + (added.col * AMX_RV + added.v) * 16,
+        };
+        UNROLL for (int u = 0; u < 2; u++) {
+            const int of_made = !is_half && u < n_made ? u : 0, of_added = !is_half && u < n_added ? u : 0; /* blocks */
+            step.q[u] = w->q[made.block + of_made][made.v] + (is_half ? 8 * u : 0);
+            step.d[u] = w->d[added.block + of_added][added.v][is_half ? u : 0];
+            step.m[u] = w->m[added.block + of_added][added.v];
+            step.column[u] = amx_column(record, added.col * a->xq_stride, added.block + of_added);
+        }
+        amx_do(digits, kind, min, &step, of);
+        if (n_added) amx_next(is_half, &added, n_rv, n_cols, n_blocks);
+        if (!n_made) continue;
+        amx_next(is_half, &made, n_rv, n_cols, n_blocks);
+        if (made.v) continue;
+        ahead.v = n_rv - 1;
+        amx_next(is_half, &ahead, n_rv, n_cols, n_blocks);
+    }
+}
+
+#define AMX_TILE_ARGS const woolly_matmul_args *a, const amx_weights *w, int n_rv, int64_t block0, int n_blocks, float *acc
 
 #define DEFINE_AMX_TILE(NAME, DIGITS, KIND, MIN)                                                                       \
     static AMX __attribute__((noinline)) void amx_tile_##NAME(AMX_TILE_ARGS) {                                         \
-        amx_cols(DIGITS, KIND, MIN, n_cols, w, n_rv, n_blocks, bf16, xq, xq_stride, n_k, block0, is_far, acc);         \
+        amx_cols(DIGITS, KIND, MIN, a, w, n_rv, block0, n_blocks, acc);                                                \
     }
 DEFINE_AMX_TILE(narrow_q16, 2, AMX_NARROW, 0)
 DEFINE_AMX_TILE(narrow_min_q16, 2, AMX_NARROW, MIN_32)
@@ -301,7 +286,114 @@ DEFINE_AMX_TILE(halves_q8, 1, AMX_HALVES, 0)
 #define amx_tile_wide_q8 amx_tile_narrow_q8
 #define amx_tile_raised_min_q8 amx_tile_narrow_min_q8
 
-/* Few columns: weights of 4 groups of rows come, block after block, while the block before is multiplied */
+/* Few columns: weights of 4 groups of rows come, block after block, while the block before is multiplied. A step is one block of
+ * these row groups, which share the tiles of activations, or of two of them at a time where a block has two tiles of sums. */
+#define AMX_FEW_LOAD(T, P)                                                                                             \
+    do {                                                                                                               \
+        if (is_made) _tile_loadd(T, P, 64);                                                                            \
+    } while (0)
+
+/* Tile T, of the step before, is stored, and has the first dot product of this one, or a further one */
+#define AMX_FEW_FIRST(T, X, W)                                                                                         \
+    do {                                                                                                               \
+        if (is_stored) _tile_stored(T, stored[T], 64);                                                                 \
+        if (is_made) _tile_zero(T);                                                                                    \
+        AMX_FEW_THEN(T, X, W);                                                                                         \
+    } while (0)
+#define AMX_FEW_THEN(T, X, W)                                                                                          \
+    do {                                                                                                               \
+        if (is_made) _tile_dpbf16ps(T, X, W);                                                                          \
+    } while (0)
+
+typedef struct {
+    int is_made, is_stored, is_added;
+    int loads_x, collects;
+    const uint32_t (*q)[16][16]; /* weights, by groups of rows */
+    const uint16_t *x, *x_ahead; /* activations; those that are asked for in advance, or NULL */
+    float (*stored)[AMX_COLS][16];
+    const float (*ready)[AMX_COLS][16];
+    const float (*d)[2][16], (*m)[2][16];
+    q16_column column; /* the first of those that are added, at their block */
+    int64_t xq_stride, n_cols;
+    float *chains;
+} amx_few_job;
+
+/* Weights of the next block, which come meanwhile: from the part of each row group's that holds it, to its place */
+typedef struct {
+    const void *from[AMX_SUMS];
+    int comes, o, i; /* whether it does; which part, which of its blocks */
+    uint32_t (*q)[16][16];
+    float (*d)[2][16], (*m)[2][16];
+    amx_levels levels;
+} amx_coming;
+typedef void (*amx_fill)(const amx_coming *next, int v, int g);
+
+static INLINE int amx_groups_a_step(int kind) { return kind == AMX_NARROW || kind == AMX_RAISED ? AMX_SUMS : AMX_SUMS / 2; }
+
+static INLINE AMX void amx_few_do(int kind, int min, const amx_few_job *job, amx_scalars *of, const amx_coming *next,
+                                  amx_fill fill) {
+    const int is_made = job->is_made, is_stored = job->is_stored, is_half = kind == AMX_HALVES;
+    const int loads_x = is_half || job->loads_x, n_v = amx_groups_a_step(kind);
+    const uint16_t *hi = job->x, *lo = hi + 512;
+    const uint32_t (*q)[16][16] = job->q;
+    const uint32_t *third = q[is_half ? 0 : 2][is_half ? 8 : 0], *fourth = third + 256;
+    float (*stored)[AMX_COLS][16] = job->stored;
+    UNROLL for (int s = 0; s < AMX_SLOTS; s++) {
+        UNROLL for (int line = 4 * s; line < 4 * s + 4; line++)
+            if (job->x_ahead) __builtin_prefetch(job->x_ahead + 32 * line);
+        if (s == 0) {
+            if (loads_x) AMX_FEW_LOAD(4, hi);
+            AMX_FEW_LOAD(6, q[0]);
+            AMX_FEW_FIRST(0, 4, 6);
+        } else if (kind == AMX_WIDE) {
+            if (s == 2) {
+                if (loads_x) AMX_FEW_LOAD(5, lo);
+                AMX_FEW_FIRST(1, 5, 6);
+            } else if (s == 4) {
+                AMX_FEW_LOAD(7, q[1]);
+                AMX_FEW_FIRST(2, 4, 7);
+            } else if (s == 6) {
+                AMX_FEW_FIRST(3, 5, 7);
+            }
+        } else if (s == 1) {
+            AMX_FEW_LOAD(7, q[1]);
+            AMX_FEW_FIRST(1, 4, 7);
+        } else if (s == 2) {
+            if (loads_x) AMX_FEW_LOAD(5, lo);
+            AMX_FEW_THEN(0, 5, 6);
+        } else if (s == 3) {
+            AMX_FEW_THEN(1, 5, 7);
+        } else if (s == 4) {
+            if (is_half) AMX_FEW_LOAD(4, hi + 16);
+            AMX_FEW_LOAD(6, third);
+            AMX_FEW_FIRST(2, 4, 6);
+        } else if (s == 5) {
+            AMX_FEW_LOAD(7, fourth);
+            AMX_FEW_FIRST(3, 4, 7);
+        } else if (s == 6) {
+            if (is_half) AMX_FEW_LOAD(5, lo + 16);
+            AMX_FEW_THEN(2, 5, 6);
+        } else if (s == 7) {
+            AMX_FEW_THEN(3, 5, 7);
+        }
+        if (next->comes) UNROLL for (int v = 0; v < n_v; v++) fill(next, v, s);
+        if (!job->is_added) continue;
+        const int nc = AMX_COLS * n_v / AMX_SLOTS, c0 = s * nc % AMX_COLS, v = s * nc / AMX_COLS;
+        const int t = kind == AMX_WIDE ? 2 * v : v, t2 = is_half ? t + 2 : t + 1; /* tiles of sums, of a half or digits each */
+        if (min && v == 0 && job->collects)
+            amx_collect(2, min, c0, nc, job->n_cols, job->column, job->xq_stride, of);
+        vf d[2] = {vf_load(job->d[v][0]), vf_set1(0)}, m[2];
+        if (is_half) d[1] = vf_load(job->d[v][1]);
+        UNROLL for (int half = 0; half < min; half++) m[half] = vf_load(job->m[v][half]);
+        UNROLL for (int c = c0; c < c0 + nc; c++) {
+            float *out = job->chains + (c * AMX_SUMS + v) * 16;
+            vf chain = amx_add(2, kind, min, vf_load(out), d[0], m, job->ready[t][c], job->ready[t2][c], 0, of->sums[c]);
+            if (is_half) chain = amx_add(2, kind, 0, chain, d[1], m, job->ready[t2][c], NULL, 0, NULL);
+            vf_store(out, chain);
+        }
+    }
+}
+
 typedef struct {
     int64_t group, block, col;
     int64_t nth; /* of all blocks that go by, which says where in a ring it is; in the -1st only the first one's weights come */
@@ -350,7 +442,7 @@ static INLINE AMX void amx_few_step(int kind, int min, amx_few *few, amx_fill fi
     const int n_v = amx_groups_a_step(kind), is_made = few->step >= 0 && few->step < few->n_steps;
     const int64_t nth = made.nth + 1, record = 2 * a->n_k; /* of activations in bf16 */
     const uint16_t *x = a->bf16 + made.col * record + made.block * 1024;
-    const amx_step step = {
+    const amx_few_job job = {
         .is_made = is_made, .is_stored = few->step > 0 && few->step <= few->n_steps, .is_added = few->step >= AMX_LAG,
         .loads_x = made.v == 0, .collects = added.v == 0,
         .q = (const uint32_t (*)[16][16])few->q[made.nth & 1] + made.v,
@@ -368,8 +460,8 @@ static INLINE AMX void amx_few_step(int kind, int min, amx_few *few, amx_fill fi
                        .q = few->q[nth & 1] + made.v, .d = few->d[nth % AMX_SCALES] + made.v,
                        .m = few->m[nth % AMX_SCALES] + made.v};
     UNROLL for (int v = 0; v < n_v; v++) next.from[v] = few->part[made.v + v];
-    amx_do(2, kind, min, AMX_SUMS, &step, &few->of, &next, fill);
-    if (step.is_added) {
+    amx_few_do(kind, min, &job, &few->of, &next, fill);
+    if (job.is_added) {
         if (added.block == few->n_blocks - 1 && added.v == AMX_SUMS - n_v) amx_few_store(few);
         amx_few_next(few, &few->added, n_v);
     }
@@ -425,29 +517,28 @@ static AMX void amx_few_cols(const amx_format *f, const woolly_matmul_args *a, i
 static AMX void amx_many_cols(const amx_format *f, const woolly_matmul_args *a, int64_t group_begin, int64_t group_end) {
     const int64_t n_parts = a->n_k / WOOLLY_QBLOCK / f->inner, part_bytes = f->group_bytes / f->outer;
     const int64_t step = AMX_BLOCKS / f->inner;
-    const int is_far = 2 * a->n_digits * a->n_k * a->n_cols > WOOLLY_NEAR_BYTES;
     const amx_levels levels = amx_levels_of(f->table, f->bias + (a->n_digits == 1 ? 0 : f->raise));
     amx_weights w;
     ALIGNED float acc[AMX_COL_BLOCK * AMX_RV * 16];
     for (int64_t group = group_begin; group < group_end; group += AMX_RV) {
         const int64_t n_rv = group_end - group < AMX_RV ? group_end - group : AMX_RV;
         for (int64_t col = 0; col < a->n_cols; col += AMX_COL_BLOCK) {
-            const int64_t n_cols = a->n_cols - col < AMX_COL_BLOCK ? a->n_cols - col : AMX_COL_BLOCK;
-            memset(acc, 0, sizeof(acc) / AMX_COL_BLOCK * (size_t)((n_cols + AMX_COLS - 1) / AMX_COLS * AMX_COLS));
+            woolly_matmul_args cols = *a;
+            cols.n_cols = a->n_cols - col < AMX_COL_BLOCK ? a->n_cols - col : AMX_COL_BLOCK;
+            cols.bf16 += col * a->n_digits * a->n_k, cols.xq += col * a->xq_stride, cols.out += col * a->out_stride;
+            memset(acc, 0, sizeof(acc) / AMX_COL_BLOCK * (size_t)((cols.n_cols + AMX_COLS - 1) / AMX_COLS * AMX_COLS));
             for (int64_t part = 0; part < n_parts; part += step) {
                 const int n = (int)(n_parts - part < step ? n_parts - part : step);
-                for (int v = 0; v < (n_rv + AMX_SUMS - 1) / AMX_SUMS * AMX_SUMS; v++) { /* as a step takes them */
-                    const uint8_t *row = a->w + (group + (v < n_rv ? v : 0)) * n_parts * part_bytes;
+                for (int v = 0; v < n_rv; v++) {
+                    const uint8_t *row = a->w + (group + v) * n_parts * part_bytes;
                     f->fill(&w, row, v, part, n, &levels);
                     if (a->streams && col == 0) prefetch_bytes(row + (part + n) * part_bytes, n * part_bytes);
                 }
-                f->multiply[a->n_digits - 1](n_cols, &w, (int)n_rv, n * f->inner, a->bf16 + col * a->n_digits * a->n_k,
-                                             a->xq + col * a->xq_stride, a->xq_stride, a->n_k, part * f->inner, is_far,
-                                             acc);
+                f->multiply[a->n_digits - 1](&cols, &w, (int)n_rv, part * f->inner, n * f->inner, acc);
             }
-            for (int64_t c = 0; c < n_cols; c++)
+            for (int64_t c = 0; c < cols.n_cols; c++)
                 for (int64_t v = 0; v < n_rv; v++)
-                    store_rows(a, col + c, (group + v) * 16, vf_load(acc + (c * AMX_RV + v) * 16));
+                    store_rows(&cols, c, (group + v) * 16, vf_load(acc + (c * AMX_RV + v) * 16));
         }
     }
 }
@@ -462,8 +553,9 @@ static AMX void amx_matmul(const amx_format *f, const woolly_matmul_args *a, int
     }
     tiled.n_cols = n_tiled;
     rest.xq += n_tiled * a->xq_stride, rest.out += n_tiled * a->out_stride, rest.n_cols -= n_tiled;
-    amx_begin(f->has_halves ? 16 : 32);
-    (a->n_digits == 2 && n_tiled <= f->few ? amx_few_cols : amx_many_cols)(f, &tiled, group_begin, group_end);
+    const int is_few = a->n_digits == 2 && n_tiled <= f->few;
+    amx_begin(is_few ? AMX_SUMS : 2, f->has_halves ? 16 : 32);
+    (is_few ? amx_few_cols : amx_many_cols)(f, &tiled, group_begin, group_end);
     amx_end();
     if (rest.n_cols) f->vector(&rest, group_begin, group_end);
 }
@@ -474,12 +566,11 @@ enum { amx_wide_TILES = AMX_WIDE, amx_wide_min16_TILES = AMX_WIDE, amx_halves_TI
 enum { amx_narrow_RAISE = 0, amx_narrow_min_RAISE = 0, amx_raised_min_RAISE = 16, amx_wide_RAISE = 0 };
 enum { amx_wide_min16_RAISE = 0, amx_halves_RAISE = 0 };
 
-/* Columns from which on tiles were faster than the vector unit, and up to which as few: medians of turns in a quiet and in a
- * busy state of a Sapphire Rapids core, docs/kernels.md */
-enum { amx_narrow_LEAST = WOOLLY_BF16_LEAST_COLS, amx_narrow_min_LEAST = 12, amx_raised_min_LEAST = 16 };
-enum { amx_wide_LEAST = 16, amx_wide_min16_LEAST = 16, amx_halves_LEAST = 16 };
-enum { amx_narrow_FEW = 48, amx_narrow_min_FEW = 32, amx_raised_min_FEW = 0 };
-enum { amx_wide_FEW = 32, amx_wide_min16_FEW = 0, amx_halves_FEW = 16 };
+/* Columns from which on tiles were faster than the vector unit, and up to which as few: medians of turns, docs/kernels.md */
+enum { amx_narrow_LEAST = WOOLLY_BF16_LEAST_COLS, amx_narrow_min_LEAST = WOOLLY_BF16_LEAST_COLS, amx_raised_min_LEAST = 12 };
+enum { amx_wide_LEAST = 14, amx_wide_min16_LEAST = 14, amx_halves_LEAST = 10 };
+enum { amx_narrow_FEW = 64, amx_narrow_min_FEW = 48, amx_raised_min_FEW = 48 };
+enum { amx_wide_FEW = 48, amx_wide_min16_FEW = 16, amx_halves_FEW = 48 };
 
 /* NAME_matmul_amx, for a format that DEFINE_INT_MATMUL has defined; KIND names the tile kernel, N_BITS are those of what
  * NAME_CODES gives, TABLE says which weights these are, where they are not the weights */

@@ -246,7 +246,7 @@ static void matmul_bf16(const woolly_matmul_args *args, int64_t begin, int64_t e
 #if HAS_AMX
 #define DEFINE_BF16_AMX_MATMUL(NAME)                                                                                   \
     static void NAME##_matmul_bf16_amx(const woolly_matmul_args *a, int64_t begin, int64_t end) {                      \
-        amx_begin(32);                                                                                                 \
+        amx_begin(AMX_SUMS, 32);                                                                                              \
         matmul_bf16(a, begin, end, a->n_k / NAME##_BLOCK * (int64_t)sizeof(NAME##_group), NAME##_fill_bf16,            \
                     bf16_amx_panels);                                                                                  \
         amx_end();                                                                                                     \
