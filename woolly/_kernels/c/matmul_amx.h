@@ -15,8 +15,8 @@
  *
  * Many columns take weights by panels, which all of them share; where columns are few, filling panels would take as long as
  * multiplying, so there the next block's weights are brought while one is multiplied. A few columns that are left over go to
- * the vector unit. On an undisturbed core a block of 16 rows x 16 columns takes about 20 ns, of which products are 12; int8
- * tiles, whose int32 sums the vector unit would convert, shift and scale, took longer.
+ * the vector unit. docs/kernels.md has what takes how long; int8 tiles, whose int32 sums the vector unit would convert, shift
+ * and scale, took longer.
  */
 #ifndef WOOLLY_MATMUL_AMX_H
 #define WOOLLY_MATMUL_AMX_H
@@ -25,10 +25,10 @@
 
 #define AMX __attribute__((target("amx-tile,amx-bf16")))
 #define AMX_COLS WOOLLY_BF16_COLS
-#define AMX_RV 8     /* most row groups that use the same activations while these are in L1 */
+#define AMX_RV 8     /* many columns: most row groups that go by while a step's activations are in tiles */
 #define AMX_BLOCKS 4 /* blocks of their weights: 32 KB */
 #define AMX_SUMS 4   /* few columns: tiles that are made in one step, of 4 row groups, or 2 of each of 2 row groups */
-#define AMX_SLOTS 8  /* parts of a step, each with a product or two and as much of the vector unit's work */
+#define AMX_SLOTS 8  /* parts of a step, each with some of the tile unit's work and an eighth of the vector unit's */
 #define AMX_LAG 2    /* steps from a tile to its chain: it is stored one step later, and read another one later */
 #define AMX_COL_BLOCK 256
 #define AMX_MOST_REST 7 /* columns left over that go to the vector unit; more have a tile, though it is not full */
@@ -123,11 +123,12 @@ static INLINE vf amx_add(int digits, int kind, int min, vf chain, vf d, const vf
     return vf_fma(dot, d, chain);
 }
 
-/* Many columns. A step is a row group by two units, which are blocks or, where scales cover these, halves of a block. The tiles
- * of both units' activations stay for all row groups of a panel, and a chain is in a register for both. Tiles of a step are
- * stored in the next one and read in the one after that, so that tile and vector unit both have something to do. */
+/* Many columns. A step is a row group by two units, which are blocks or, where scales cover these, halves of a block. The
+ * tiles of both units' activations stay for all row groups of a panel, and a chain is in a register for both. Tiles of a step
+ * are stored in the next one and read in the one after that, so that tile and vector unit both have something to do; but WIDE
+ * has two for each unit, and stores those of the first unit in the same step, over what that step has just read. */
 typedef struct {
-    int n_made, n_stored, n_added; /* units whose tiles are made, those before stored, and those before added to the chains */
+    int n_made, n_stored, n_added; /* units whose tiles are made, of the step before, stored, and of the one before, added */
     int loads_x;                   /* activations are not in tiles yet */
     int collects;                  /* scalars of the columns that are added are not there yet */
     const uint32_t (*q[2])[16];    /* of each unit: weights, */
@@ -140,12 +141,12 @@ typedef struct {
     float *chains;
 } amx_step;
 
-/* Slot s of the tile unit's work for unit U. Tiles 0 and 1 are sums, of a unit each, or (WIDE) of a unit's digits, which are
- * stored before the next unit's are made; HI and LO, W are the unit's activations and weights */
-#define AMX_UNIT(U, N_MADE, N_STORED, HI, LO, W)                                                                       \
+/* Slot s of the tile unit's work for unit U of amx_do's step, x being its activations. Tiles 0 and 1 are sums, of a unit each,
+ * or (WIDE) of a unit's digits, which are stored before the next unit's are made; HI, LO and W hold activations and weights */
+#define AMX_UNIT(U, HI, LO, W)                                                                                         \
     do {                                                                                                               \
-        const int is_made = N_MADE > U, takes_x = is_made && step->loads_x;                                            \
-        const int is_stored = kind == AMX_WIDE ? (U ? N_MADE > 0 : N_STORED > 1) : N_STORED > U;                       \
+        const int is_made = step->n_made > U, takes_x = is_made && step->loads_x;                                      \
+        const int is_stored = kind != AMX_WIDE ? step->n_stored > U : U ? step->n_made > 0 : step->n_stored > 1;       \
         float (*to)[AMX_COLS][16] = kind != AMX_WIDE ? step->stored + U : U ? step->ready : step->stored + 2;          \
         if (s == 0) {                                                                                                  \
             if (is_made) _tile_loadd(W, step->q[U], 64);                                                               \
@@ -174,7 +175,7 @@ typedef struct {
 
 static INLINE AMX void amx_do(int digits, int kind, int min, const amx_step *step, amx_scalars *of) {
     const int is_half = kind == AMX_HALVES, n_slots = AMX_SLOTS / 2, nc = AMX_COLS / n_slots;
-    const int n_lines = (is_half ? 1 : 2) * digits * AMX_COLS / AMX_RV; /* of activations, asked for in each step */
+    const int n_lines = (is_half ? 1 : 2) * digits * AMX_COLS / AMX_RV; /* of activations that a step asks for */
     vf chain[AMX_COLS] = {vf_set1(0)};
     UNROLL for (int u = 0; u < 2; u++) {
         const uint16_t *x = step->x + u * (is_half ? 16 : 512 * digits);
@@ -188,9 +189,9 @@ static INLINE AMX void amx_do(int digits, int kind, int min, const amx_step *ste
             UNROLL for (int line = slot * n_lines / AMX_SLOTS; line < (slot + 1) * n_lines / AMX_SLOTS; line++)
                 __builtin_prefetch(step->x_ahead + 32 * line);
             if (u == 0)
-                AMX_UNIT(0, step->n_made, step->n_stored, 2, 3, 6);
+                AMX_UNIT(0, 2, 3, 6);
             else
-                AMX_UNIT(1, step->n_made, step->n_stored, 4, 5, 7);
+                AMX_UNIT(1, 4, 5, 7);
             if (!step->n_added) continue;
             if ((digits == 1 || min) && step->collects && u < step->n_added)
                 amx_collect(digits, min, s * nc, nc, step->n_cols, step->column[u], step->xq_stride, &of[u]);
@@ -198,25 +199,26 @@ static INLINE AMX void amx_do(int digits, int kind, int min, const amx_step *ste
                 const int t = kind == AMX_WIDE ? 2 * u : u;
                 if (u == 0) chain[c] = vf_load(step->chains + c * AMX_RV * 16);
                 if (u < step->n_added)
-                    chain[c] = amx_add(digits, kind, min, chain[c], d, m, step->ready[t][c], step->ready[t + 1][c], of[u].d[c],
-                                       of[u].sums[c]);
+                    chain[c] = amx_add(digits, kind, min, chain[c], d, m, step->ready[t][c], step->ready[t + 1][c],
+                                       of[u].d[c], of[u].sums[c]);
                 if (u == 1) vf_store(step->chains + c * AMX_RV * 16, chain[c]);
             }
         }
     }
 }
 
-/* Where one side of the pipeline stands: for each of the columns of a panel's blocks some row groups */
+/* Where one side of the pipeline stands within a panel: at 16 columns, a step's blocks and a row group */
 typedef struct {
     int64_t col;
     int block, v;
 } amx_place;
 
-/* Chains of the next columns come from L2; the next blocks' weights, too, so these come first where a step has but one block */
-static INLINE void amx_next(int is_deep, amx_place *p, int n_rv, int64_t n_cols, int n_blocks) {
+/* After all row groups come the next columns, and after these the next two blocks; or, where a step has but one block and
+ * chains would come from L2 too often, first the next block */
+static INLINE void amx_next(int is_half, amx_place *p, int n_rv, int64_t n_cols, int n_blocks) {
     if (++p->v < n_rv) return;
     p->v = 0;
-    if (is_deep) {
+    if (is_half) {
         if (++p->block < n_blocks) return;
         p->block = 0, p->col += AMX_COLS;
     } else {
@@ -252,7 +254,7 @@ static INLINE AMX void amx_cols(int digits, int kind, int min, const woolly_matm
         };
         UNROLL for (int u = 0; u < 2; u++) {
             const int of_made = !is_half && u < n_made ? u : 0, of_added = !is_half && u < n_added ? u : 0; /* blocks */
-            step.q[u] = w->q[made.block + of_made][made.v] + (is_half ? 8 * u : 0);
+            step.q[u] = w->q[n_made ? made.block + of_made : 0][made.v] + (is_half ? 8 * u : 0);
             step.d[u] = w->d[added.block + of_added][added.v][is_half ? u : 0];
             step.m[u] = w->m[added.block + of_added][added.v];
             step.column[u] = amx_column(record, added.col * a->xq_stride, added.block + of_added);
@@ -267,7 +269,8 @@ static INLINE AMX void amx_cols(int digits, int kind, int min, const woolly_matm
     }
 }
 
-#define AMX_TILE_ARGS const woolly_matmul_args *a, const amx_weights *w, int n_rv, int64_t block0, int n_blocks, float *acc
+#define AMX_TILE_ARGS                                                                                                  \
+    const woolly_matmul_args *a, const amx_weights *w, int n_rv, int64_t block0, int n_blocks, float *acc
 
 #define DEFINE_AMX_TILE(NAME, DIGITS, KIND, MIN)                                                                       \
     static AMX __attribute__((noinline)) void amx_tile_##NAME(AMX_TILE_ARGS) {                                         \
@@ -286,8 +289,8 @@ DEFINE_AMX_TILE(halves_q8, 1, AMX_HALVES, 0)
 #define amx_tile_wide_q8 amx_tile_narrow_q8
 #define amx_tile_raised_min_q8 amx_tile_narrow_min_q8
 
-/* Few columns: weights of 4 groups of rows come, block after block, while the block before is multiplied. A step is one block of
- * these row groups, which share the tiles of activations, or of two of them at a time where a block has two tiles of sums. */
+/* Few columns: weights of 4 groups of rows come, block after block, while the block before is multiplied. A step is one block
+ * of these row groups, which share the tiles of activations, or of two of them where a block has two tiles of sums. */
 #define AMX_FEW_LOAD(T, P)                                                                                             \
     do {                                                                                                               \
         if (is_made) _tile_loadd(T, P, 64);                                                                            \
@@ -567,8 +570,8 @@ enum { amx_narrow_RAISE = 0, amx_narrow_min_RAISE = 0, amx_raised_min_RAISE = 16
 enum { amx_wide_min16_RAISE = 0, amx_halves_RAISE = 0 };
 
 /* Columns from which on tiles were faster than the vector unit, and up to which as few: medians of turns, docs/kernels.md */
-enum { amx_narrow_LEAST = WOOLLY_BF16_LEAST_COLS, amx_narrow_min_LEAST = WOOLLY_BF16_LEAST_COLS, amx_raised_min_LEAST = 12 };
-enum { amx_wide_LEAST = 14, amx_wide_min16_LEAST = 14, amx_halves_LEAST = 10 };
+enum { amx_narrow_LEAST = WOOLLY_BF16_LEAST_COLS, amx_narrow_min_LEAST = WOOLLY_BF16_LEAST_COLS };
+enum { amx_raised_min_LEAST = 12, amx_wide_LEAST = 14, amx_wide_min16_LEAST = 14, amx_halves_LEAST = 10 };
 enum { amx_narrow_FEW = 64, amx_narrow_min_FEW = 48, amx_raised_min_FEW = 48 };
 enum { amx_wide_FEW = 48, amx_wide_min16_FEW = 16, amx_halves_FEW = 48 };
 
@@ -576,7 +579,7 @@ enum { amx_wide_FEW = 48, amx_wide_min16_FEW = 16, amx_halves_FEW = 48 };
  * NAME_CODES gives, TABLE says which weights these are, where they are not the weights */
 #define DEFINE_AMX_MATMUL(NAME, KIND, N_BITS, CODES, TABLE)                                                            \
     _Static_assert(AMX_BLOCKS % NAME##_INNER == 0, "a tile holds whole parts of " #NAME);                              \
-    _Static_assert(amx_##KIND##_FEW <= AMX_FEW_COLS, "few columns have chains");                                       \
+    _Static_assert(amx_##KIND##_FEW <= AMX_FEW_COLS && AMX_FEW_COLS % AMX_COLS == 0, "few columns have chains");       \
                                                                                                                        \
     static INLINE void NAME##_come_amx(const amx_coming *next, int v, int g) {                                         \
         const NAME##_group *b = next->from[v];                                                                         \
@@ -613,7 +616,7 @@ enum { amx_wide_FEW = 48, amx_wide_min16_FEW = 16, amx_halves_FEW = 48 };
     static void NAME##_matmul_amx(const woolly_matmul_args *a, int64_t group_begin, int64_t group_end) {               \
         static const amx_format format = {                                                                             \
             .vector = NAME##_matmul,                                                                                   \
-            .few_step = amx_##KIND##_FEW ? NAME##_few_step_amx : NULL,                                                 \
+            .few_step = NAME##_few_step_amx,                                                                           \
             .fill = NAME##_fill_amx,                                                                                   \
             .multiply = {amx_tile_##KIND##_q8, amx_tile_##KIND##_q16},                                                 \
             .group_bytes = sizeof(NAME##_group),                                                                       \

@@ -13,6 +13,7 @@
 #define BF16_SLICE 12     /* most blocks of 32 along k in a panel: with the activations of 32 columns 48 KB */
 #define BF16_ROW_BLOCK 32 /* groups of rows that go by before the next slice: their sums and the activations fit into L2 */
 #define BF16_COLS 32      /* columns that are multiplied in one step: two groups of 16 */
+#define BF16_SUMS 4       /* tiles of sums: of both groups of rows and columns */
 
 typedef uint32_t bf16_square[16][16]; /* [pair of k][row]: two bf16 */
 typedef bf16_square bf16_panel[BF16_RV];
@@ -246,7 +247,7 @@ static void matmul_bf16(const woolly_matmul_args *args, int64_t begin, int64_t e
 #if HAS_AMX
 #define DEFINE_BF16_AMX_MATMUL(NAME)                                                                                   \
     static void NAME##_matmul_bf16_amx(const woolly_matmul_args *a, int64_t begin, int64_t end) {                      \
-        amx_begin(AMX_SUMS, 32);                                                                                              \
+        amx_begin(BF16_SUMS, 32);                                                                                      \
         matmul_bf16(a, begin, end, a->n_k / NAME##_BLOCK * (int64_t)sizeof(NAME##_group), NAME##_fill_bf16,            \
                     bf16_amx_panels);                                                                                  \
         amx_end();                                                                                                     \
