@@ -16,6 +16,7 @@ cdef extern from *:
     #include <unistd.h>
     extern const woolly_kernels woolly_kernels_avx2, woolly_kernels_avx_vnni, woolly_kernels_avx512;
     extern const woolly_kernels woolly_kernels_avx512_amx __attribute__((weak)); /* absent if the compiler lacks AMX */
+    extern int woolly_amx_rounds_once(void) __attribute__((weak));
     extern const woolly_bf16_unit woolly_bf16_avx512 __attribute__((weak)), woolly_bf16_amx __attribute__((weak));
     #define HAS(feature) __builtin_cpu_supports(feature)
     #define HAS_AVX2 (HAS("avx2") && HAS("fma") && HAS("bmi2"))
@@ -60,7 +61,8 @@ cdef extern from *:
         case AVX_VNNI: return woolly_kernels_avx_vnni.n_formats && has_avx_vnni();
         case AVX512: return HAS_AVX2 && HAS("avx512f") && HAS("avx512bw") && HAS("avx512dq") && HAS("avx512vl") &&
                             HAS("avx512vnni");
-        case AVX512_AMX: return machine_runs(AVX512) && HAS("amx-tile") && HAS("amx-bf16") && tiles_permitted();
+        case AVX512_AMX: return machine_runs(AVX512) && HAS("amx-tile") && HAS("amx-bf16") && tiles_permitted() &&
+                                woolly_amx_rounds_once();
     #endif
         }
         return 0;

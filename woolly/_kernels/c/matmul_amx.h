@@ -1,17 +1,13 @@
 /* The integer matmul on AMX: exact integer arithmetic in tiles of bf16.
  *
- * A product of a weight and a digit of an activation, both small integers, and their sums over a block stay below 2^24, so
- * tdpbf16ps adds them up without rounding; the activations' scale, a power of two, is in them already. What a tile holds is
- * thus dx dot(q, x) as float, bit for bit what the other kernels convert from int32, and one fma with the weights' scale adds
- * it to the chain. Weights are q - bias here.
+ * Weights are q - bias, of up to 8 bits; activations of 16 bits are two digits of 8. Products of a weight and a digit, and
+ * their sums over a block, stay below 2^24, so tdpbf16ps adds these up without rounding. To what a tile holds it adds that
+ * sum with one rounding (its description says so, woolly_amx_rounds_once tries it). A tile takes the high digits first, whose
+ * sum is a multiple of 256 and exact, then the low ones: it ends with the whole sum, rounded once, bit for bit what the other
+ * kernels convert from int32. The activations' scale, a power of two, is in the digits; one fma with the weights' scale adds
+ * the tile to the chain. Where a scale covers 16 weights, each half of a block has a tile of its own.
  *
- *   NARROW  |q| <= 16   a tile holds the sum of both digits over a block of 32
- *   RAISED  0 .. 31     the same of weights less 16: 16 sums of activations are added to what the tile holds
- *   WIDE    |q| <= 128  a tile for each digit: their sum is rounded as the conversion of the integer would be
- *   HALVES  |q| <= 32   a tile for each half of a block, where a scale covers 16 weights
- *
- * Of activations of 8 bits there is one digit: a tile for a block (NARROW, whatever the weights) or half a block, and their
- * scale, which is any number, multiplies sums.
+ * Of activations of 8 bits there is one digit, and their scale, which is any number, multiplies sums.
  *
  * Many columns take weights by panels, which all of them share; where columns are few, filling panels would take as long as
  * multiplying, so there the next block's weights are brought while one is multiplied. A few columns that are left over go to
@@ -36,8 +32,6 @@
 #define AMX_LEAST_BYTE_COLS 48 /* both weights and activations of 8 bits: converting takes longer, multiplying half as long */
 #define AMX_SCALES 4 /* few columns: blocks whose scales are there, of weights that come, are multiplied, stored, and added */
 
-enum { AMX_NARROW, AMX_RAISED, AMX_WIDE, AMX_HALVES };
-
 typedef struct {
     ALIGNED uint32_t q[AMX_BLOCKS][AMX_RV][16][16]; /* [pair of k][row]: two bf16 */
     ALIGNED float d[AMX_BLOCKS][AMX_RV][2][16];
@@ -56,6 +50,21 @@ static AMX __attribute__((noinline)) void amx_begin(int n_sums, int k) {
 }
 
 static AMX __attribute__((noinline)) void amx_end(void) { _tile_release(); }
+
+/* 2^24 + 32 times 1 is exact, but 2^24 + 1 is not: whether products are added up before the tile's sum is rounded */
+AMX int woolly_amx_rounds_once(void) {
+    ALIGNED uint32_t ones[16 * 16]; /* pairs of bf16 */
+    ALIGNED float sums[16 * 16];
+    for (int i = 0; i < 16 * 16; i++) ones[i] = 0x3f803f80, sums[i] = 0x1p24f;
+    amx_begin(1, 32);
+    _tile_loadd(0, sums, 64);
+    _tile_loadd(4, ones, 64);
+    _tile_loadd(6, ones, 64);
+    _tile_dpbf16ps(0, 4, 6);
+    _tile_stored(0, sums, 64);
+    amx_end();
+    return sums[0] == 0x1p24f + 32;
+}
 
 /* What weights of up to 6 bits can be, as bf16: themselves, or what a table of 16 says, less the bias */
 typedef struct {
@@ -112,21 +121,17 @@ static INLINE q16_column amx_column(q16_column record, int64_t col_bytes, int64_
                         .corr16 = AT(record.corr16 + 2 * block, col_bytes)};
 }
 
-/* A chain takes up a tile's row; sums2 is that of the low digits, where these have a tile of their own */
-static INLINE vf amx_add(int digits, int kind, int min, vf chain, vf d, const vf *m, const float *sums, const float *sums2,
-                         float dx, const float *x_sums) {
+/* A chain takes up a tile's row */
+static INLINE vf amx_add(int digits, int min, vf chain, vf d, const vf *m, const float *sums, float dx, const float *x_sums) {
     vf dot = vf_load(sums);
     chain = add_minima(min, chain, m, x_sums);
-    if (kind == AMX_RAISED) dot = vf_add(dot, vf_set1(16 * x_sums[0]));
-    if (kind == AMX_WIDE) dot = vf_add(dot, vf_load(sums2));
     if (digits == 1) dot = vf_mul(dot, vf_set1(dx));
     return vf_fma(dot, d, chain);
 }
 
 /* Many columns. A step is a row group by two units, which are blocks or, where scales cover these, halves of a block. The
  * tiles of both units' activations stay for all row groups of a panel, and a chain is in a register for both. Tiles of a step
- * are stored in the next one and read in the one after that, so that tile and vector unit both have something to do; but WIDE
- * has two for each unit, and stores those of the first unit in the same step, over what that step has just read. */
+ * are stored in the next one and read in the one after that, so that tile and vector unit both have something to do. */
 typedef struct {
     int n_made, n_stored, n_added; /* units whose tiles are made, of the step before, stored, and of the one before, added */
     int loads_x;                   /* activations are not in tiles yet */
@@ -141,40 +146,27 @@ typedef struct {
     float *chains;
 } amx_step;
 
-/* Slot s of the tile unit's work for unit U of amx_do's step, x being its activations. Tiles 0 and 1 are sums, of a unit each,
- * or (WIDE) of a unit's digits, which are stored before the next unit's are made; HI, LO and W hold activations and weights */
+/* Slot s of the tile unit's work for unit U of amx_do's step, x being its activations. Tile U holds its sums; HI, LO and W
+ * hold activations and weights */
 #define AMX_UNIT(U, HI, LO, W)                                                                                         \
     do {                                                                                                               \
         const int is_made = step->n_made > U, takes_x = is_made && step->loads_x;                                      \
-        const int is_stored = kind != AMX_WIDE ? step->n_stored > U : U ? step->n_made > 0 : step->n_stored > 1;       \
-        float (*to)[AMX_COLS][16] = kind != AMX_WIDE ? step->stored + U : U ? step->ready : step->stored + 2;          \
         if (s == 0) {                                                                                                  \
             if (is_made) _tile_loadd(W, step->q[U], 64);                                                               \
         } else if (s == 1) {                                                                                           \
             if (takes_x) _tile_loadd(HI, x, 64);                                                                       \
-            if (kind == AMX_WIDE) {                                                                                    \
-                if (is_stored) _tile_stored(0, to[0], 64);                                                             \
-                if (is_made) _tile_zero(0);                                                                            \
-                if (is_made) _tile_dpbf16ps(0, HI, W);                                                                 \
-            } else if (is_stored) {                                                                                    \
-                _tile_stored(U, to[0], 64);                                                                            \
-            }                                                                                                          \
-        } else if (s == 2 && kind != AMX_WIDE) {                                                                       \
+            if (step->n_stored > U) _tile_stored(U, step->stored[U], 64);                                              \
+        } else if (s == 2) {                                                                                           \
             if (is_made) _tile_zero(U);                                                                                \
             if (is_made) _tile_dpbf16ps(U, HI, W);                                                                     \
-        } else if (s == 2) {                                                                                           \
-            if (takes_x) _tile_loadd(LO, x + 512, 64);                                                                 \
-            if (is_stored) _tile_stored(1, to[1], 64);                                                                 \
-            if (is_made) _tile_zero(1);                                                                                \
-            if (is_made) _tile_dpbf16ps(1, LO, W);                                                                     \
-        } else if (digits == 2 && kind != AMX_WIDE) {                                                                  \
+        } else if (digits == 2) {                                                                                      \
             if (takes_x) _tile_loadd(LO, x + 512, 64);                                                                 \
             if (is_made) _tile_dpbf16ps(U, LO, W);                                                                     \
         }                                                                                                              \
     } while (0)
 
-static INLINE AMX void amx_do(int digits, int kind, int min, const amx_step *step, amx_scalars *of) {
-    const int is_half = kind == AMX_HALVES, n_slots = AMX_SLOTS / 2, nc = AMX_COLS / n_slots;
+static INLINE AMX void amx_do(int digits, int is_half, int min, const amx_step *step, amx_scalars *of) {
+    const int n_slots = AMX_SLOTS / 2, nc = AMX_COLS / n_slots;
     const int n_lines = (is_half ? 1 : 2) * digits * AMX_COLS / AMX_RV; /* of activations that a step asks for */
     vf chain[AMX_COLS] = {vf_set1(0)};
     UNROLL for (int u = 0; u < 2; u++) {
@@ -196,11 +188,9 @@ static INLINE AMX void amx_do(int digits, int kind, int min, const amx_step *ste
             if ((digits == 1 || min) && step->collects && u < step->n_added)
                 amx_collect(digits, min, s * nc, nc, step->n_cols, step->column[u], step->xq_stride, &of[u]);
             UNROLL for (int c = s * nc; c < (s + 1) * nc; c++) {
-                const int t = kind == AMX_WIDE ? 2 * u : u;
                 if (u == 0) chain[c] = vf_load(step->chains + c * AMX_RV * 16);
                 if (u < step->n_added)
-                    chain[c] = amx_add(digits, kind, min, chain[c], d, m, step->ready[t][c], step->ready[t + 1][c],
-                                       of[u].d[c], of[u].sums[c]);
+                    chain[c] = amx_add(digits, min, chain[c], d, m, step->ready[u][c], of[u].d[c], of[u].sums[c]);
                 if (u == 1) vf_store(step->chains + c * AMX_RV * 16, chain[c]);
             }
         }
@@ -228,14 +218,14 @@ static INLINE void amx_next(int is_half, amx_place *p, int n_rv, int64_t n_cols,
 }
 
 /* acc (columns, 16 AMX_RV) += the n_blocks blocks from block0 on of n_rv row groups */
-static INLINE AMX void amx_cols(int digits, int kind, int min, const woolly_matmul_args *a, const amx_weights *w, int n_rv,
-                                int64_t block0, int n_blocks, float *acc) {
-    ALIGNED float sums[2][5][AMX_COLS][16]; /* one more, so that stores and loads are not whole pages apart */
+static INLINE AMX void amx_cols(int digits, int is_half, int min, const woolly_matmul_args *a, const amx_weights *w,
+                                int n_rv, int64_t block0, int n_blocks, float *acc) {
+    ALIGNED float sums[2][3][AMX_COLS][16]; /* one more, so that stores and loads are not whole pages apart */
     amx_scalars of[2] = {{{0}, {{0}}}, {{0}, {{0}}}};
     const int64_t n_cols = a->n_cols, column = a->n_k * digits; /* of activations in bf16 */
     const q16_column record = q16_at(a->xq, a->n_k, block0);
     const uint16_t *bf16 = a->bf16 + block0 * 512 * digits;
-    const int is_half = kind == AMX_HALVES, step_blocks = is_half ? 1 : 2;
+    const int step_blocks = is_half ? 1 : 2;
     const int64_t n_steps = (n_cols + AMX_COLS - 1) / AMX_COLS * ((n_blocks + step_blocks - 1) / step_blocks) * n_rv;
     amx_place made = {0, 0, 0}, added = {0, 0, 0}, ahead = {0, 0, n_rv - 1};
     int n_made = 0, n_stored = 0, n_added = 0;
@@ -259,7 +249,7 @@ static INLINE AMX void amx_cols(int digits, int kind, int min, const woolly_matm
             step.m[u] = w->m[added.block + of_added][added.v];
             step.column[u] = amx_column(record, added.col * a->xq_stride, added.block + of_added);
         }
-        amx_do(digits, kind, min, &step, of);
+        amx_do(digits, is_half, min, &step, of);
         if (n_added) amx_next(is_half, &added, n_rv, n_cols, n_blocks);
         if (!n_made) continue;
         amx_next(is_half, &made, n_rv, n_cols, n_blocks);
@@ -272,25 +262,27 @@ static INLINE AMX void amx_cols(int digits, int kind, int min, const woolly_matm
 #define AMX_TILE_ARGS                                                                                                  \
     const woolly_matmul_args *a, const amx_weights *w, int n_rv, int64_t block0, int n_blocks, float *acc
 
-#define DEFINE_AMX_TILE(NAME, DIGITS, KIND, MIN)                                                                       \
+#define DEFINE_AMX_TILE(NAME, DIGITS, IS_HALF, MIN)                                                                    \
     static AMX __attribute__((noinline)) void amx_tile_##NAME(AMX_TILE_ARGS) {                                         \
-        amx_cols(DIGITS, KIND, MIN, a, w, n_rv, block0, n_blocks, acc);                                                \
+        amx_cols(DIGITS, IS_HALF, MIN, a, w, n_rv, block0, n_blocks, acc);                                             \
     }
-DEFINE_AMX_TILE(narrow_q16, 2, AMX_NARROW, 0)
-DEFINE_AMX_TILE(narrow_min_q16, 2, AMX_NARROW, MIN_32)
-DEFINE_AMX_TILE(raised_min_q16, 2, AMX_RAISED, MIN_32)
-DEFINE_AMX_TILE(wide_q16, 2, AMX_WIDE, 0)
-DEFINE_AMX_TILE(wide_min16_q16, 2, AMX_WIDE, MIN_16)
-DEFINE_AMX_TILE(halves_q16, 2, AMX_HALVES, 0)
-DEFINE_AMX_TILE(narrow_q8, 1, AMX_NARROW, 0)
-DEFINE_AMX_TILE(narrow_min_q8, 1, AMX_NARROW, MIN_32)
-DEFINE_AMX_TILE(wide_min16_q8, 1, AMX_NARROW, MIN_16)
-DEFINE_AMX_TILE(halves_q8, 1, AMX_HALVES, 0)
-#define amx_tile_wide_q8 amx_tile_narrow_q8
-#define amx_tile_raised_min_q8 amx_tile_narrow_min_q8
+DEFINE_AMX_TILE(q8, 1, 0, 0)
+DEFINE_AMX_TILE(q16, 2, 0, 0)
+DEFINE_AMX_TILE(min_q8, 1, 0, MIN_32)
+DEFINE_AMX_TILE(min_q16, 2, 0, MIN_32)
+DEFINE_AMX_TILE(min16_q8, 1, 0, MIN_16)
+DEFINE_AMX_TILE(min16_q16, 2, 0, MIN_16)
+DEFINE_AMX_TILE(halves_q8, 1, 1, 0)
+DEFINE_AMX_TILE(halves_q16, 2, 1, 0)
+
+/* By whether scales cover halves of a block, the kind of minima, and the digits of activations less one */
+static void (*const amx_tiles[2][3][2])(AMX_TILE_ARGS) = {
+    {{amx_tile_q8, amx_tile_q16}, [MIN_32] = {amx_tile_min_q8, amx_tile_min_q16}, [MIN_16] = {amx_tile_min16_q8, amx_tile_min16_q16}},
+    {{amx_tile_halves_q8, amx_tile_halves_q16}},
+};
 
 /* Few columns: weights of 4 groups of rows come, block after block, while the block before is multiplied. A step is one block
- * of these row groups, which share the tiles of activations, or of two of them where a block has two tiles of sums. */
+ * of these row groups, which share the tiles of activations, or of two of them where each half of it has a tile of sums. */
 #define AMX_FEW_LOAD(T, P)                                                                                             \
     do {                                                                                                               \
         if (is_made) _tile_loadd(T, P, 64);                                                                            \
@@ -331,12 +323,12 @@ typedef struct {
 } amx_coming;
 typedef void (*amx_fill)(const amx_coming *next, int v, int g);
 
-static INLINE int amx_groups_a_step(int kind) { return kind == AMX_NARROW || kind == AMX_RAISED ? AMX_SUMS : AMX_SUMS / 2; }
+static INLINE int amx_groups_a_step(int is_half) { return is_half ? AMX_SUMS / 2 : AMX_SUMS; }
 
-static INLINE AMX void amx_few_do(int kind, int min, const amx_few_job *job, amx_scalars *of, const amx_coming *next,
+static INLINE AMX void amx_few_do(int is_half, int min, const amx_few_job *job, amx_scalars *of, const amx_coming *next,
                                   amx_fill fill) {
-    const int is_made = job->is_made, is_stored = job->is_stored, is_half = kind == AMX_HALVES;
-    const int loads_x = is_half || job->loads_x, n_v = amx_groups_a_step(kind);
+    const int is_made = job->is_made, is_stored = job->is_stored;
+    const int loads_x = is_half || job->loads_x, n_v = amx_groups_a_step(is_half);
     const uint16_t *hi = job->x, *lo = hi + 512;
     const uint32_t (*q)[16][16] = job->q;
     const uint32_t *third = q[is_half ? 0 : 2][is_half ? 8 : 0], *fourth = third + 256;
@@ -348,16 +340,6 @@ static INLINE AMX void amx_few_do(int kind, int min, const amx_few_job *job, amx
             if (loads_x) AMX_FEW_LOAD(4, hi);
             AMX_FEW_LOAD(6, q[0]);
             AMX_FEW_FIRST(0, 4, 6);
-        } else if (kind == AMX_WIDE) {
-            if (s == 2) {
-                if (loads_x) AMX_FEW_LOAD(5, lo);
-                AMX_FEW_FIRST(1, 5, 6);
-            } else if (s == 4) {
-                AMX_FEW_LOAD(7, q[1]);
-                AMX_FEW_FIRST(2, 4, 7);
-            } else if (s == 6) {
-                AMX_FEW_FIRST(3, 5, 7);
-            }
         } else if (s == 1) {
             AMX_FEW_LOAD(7, q[1]);
             AMX_FEW_FIRST(1, 4, 7);
@@ -382,7 +364,6 @@ static INLINE AMX void amx_few_do(int kind, int min, const amx_few_job *job, amx
         if (next->comes) UNROLL for (int v = 0; v < n_v; v++) fill(next, v, s);
         if (!job->is_added) continue;
         const int nc = AMX_COLS * n_v / AMX_SLOTS, c0 = s * nc % AMX_COLS, v = s * nc / AMX_COLS;
-        const int t = kind == AMX_WIDE ? 2 * v : v, t2 = is_half ? t + 2 : t + 1; /* tiles of sums, of a half or digits each */
         if (min && v == 0 && job->collects)
             amx_collect(2, min, c0, nc, job->n_cols, job->column, job->xq_stride, of);
         vf d[2] = {vf_load(job->d[v][0]), vf_set1(0)}, m[2];
@@ -390,8 +371,8 @@ static INLINE AMX void amx_few_do(int kind, int min, const amx_few_job *job, amx
         UNROLL for (int half = 0; half < min; half++) m[half] = vf_load(job->m[v][half]);
         UNROLL for (int c = c0; c < c0 + nc; c++) {
             float *out = job->chains + (c * AMX_SUMS + v) * 16;
-            vf chain = amx_add(2, kind, min, vf_load(out), d[0], m, job->ready[t][c], job->ready[t2][c], 0, of->sums[c]);
-            if (is_half) chain = amx_add(2, kind, 0, chain, d[1], m, job->ready[t2][c], NULL, 0, NULL);
+            vf chain = amx_add(2, min, vf_load(out), d[0], m, job->ready[v][c], 0, of->sums[c]);
+            if (is_half) chain = amx_add(2, 0, chain, d[1], m, job->ready[v + 2][c], 0, NULL);
             vf_store(out, chain);
         }
     }
@@ -439,10 +420,10 @@ static __attribute__((noinline)) void amx_few_store(amx_few *few) {
         }
 }
 
-static INLINE AMX void amx_few_step(int kind, int min, amx_few *few, amx_fill fill) {
+static INLINE AMX void amx_few_step(int is_half, int min, amx_few *few, amx_fill fill) {
     const woolly_matmul_args *a = few->a;
     const amx_few_place made = few->made, added = few->added;
-    const int n_v = amx_groups_a_step(kind), is_made = few->step >= 0 && few->step < few->n_steps;
+    const int n_v = amx_groups_a_step(is_half), is_made = few->step >= 0 && few->step < few->n_steps;
     const int64_t nth = made.nth + 1, record = 2 * a->n_k; /* of activations in bf16 */
     const uint16_t *x = a->bf16 + made.col * record + made.block * 1024;
     const amx_few_job job = {
@@ -463,7 +444,7 @@ static INLINE AMX void amx_few_step(int kind, int min, amx_few *few, amx_fill fi
                        .q = few->q[nth & 1] + made.v, .d = few->d[nth % AMX_SCALES] + made.v,
                        .m = few->m[nth % AMX_SCALES] + made.v};
     UNROLL for (int v = 0; v < n_v; v++) next.from[v] = few->part[made.v + v];
-    amx_few_do(kind, min, &job, &few->of, &next, fill);
+    amx_few_do(is_half, min, &job, &few->of, &next, fill);
     if (job.is_added) {
         if (added.block == few->n_blocks - 1 && added.v == AMX_SUMS - n_v) amx_few_store(few);
         amx_few_next(few, &few->added, n_v);
@@ -477,22 +458,21 @@ typedef struct {
     woolly_matmul_fn vector; /* its kernel of the vector unit */
     void (*few_step)(amx_few *few);
     void (*fill)(amx_weights *w, const uint8_t *row, int v, int64_t part, int n, const amx_levels *levels);
-    void (*multiply[2])(AMX_TILE_ARGS); /* of one digit, of two */
-    int64_t group_bytes;                /* a block of a row group */
-    const uint8_t *table;               /* of weights by their codes, or NULL */
-    int outer, inner, bias, n_bits;
-    int kind, has_halves, raise;        /* of tiles for activations of 16 bits: less `raise` */
-    int least, few;                     /* columns from which on tiles are used; up to so many are few */
+    void (*const *multiply)(AMX_TILE_ARGS); /* of one digit, of two */
+    int64_t group_bytes;                    /* a block of a row group */
+    const uint8_t *table;                   /* of weights by their codes, or NULL */
+    int outer, inner, bias, n_bits, has_halves;
+    int least, few; /* columns from which on tiles were faster than the vector unit, and up to which as few */
 } amx_format;
 
 static AMX void amx_few_cols(const amx_format *f, const woolly_matmul_args *a, int64_t group_begin, int64_t group_end) {
     const int64_t n_blocks = a->n_k / WOOLLY_QBLOCK, row_bytes = n_blocks / (f->inner * f->outer) * f->group_bytes;
     const int64_t part_bytes = f->group_bytes / f->outer, n_tiles = (a->n_cols + AMX_COLS - 1) / AMX_COLS;
     const int64_t n_nth = (group_end - group_begin + AMX_SUMS - 1) / AMX_SUMS * n_blocks;
-    const int64_t steps_a_tile = AMX_SUMS / amx_groups_a_step(f->kind);
+    const int64_t steps_a_tile = AMX_SUMS / amx_groups_a_step(f->has_halves);
     amx_few few;
     memset(few.chains, 0, (size_t)n_tiles * AMX_COLS * sizeof(*few.chains));
-    few.a = a, few.group_end = group_end, few.n_blocks = n_blocks, few.levels = amx_levels_of(f->table, f->bias + f->raise);
+    few.a = a, few.group_end = group_end, few.n_blocks = n_blocks, few.levels = amx_levels_of(f->table, f->bias);
     few.n_steps = n_nth * n_tiles * steps_a_tile, few.step = -steps_a_tile;
     few.of = (amx_scalars){{0}, {{0}}};
     few.made = few.added = (amx_few_place){.group = group_begin};
@@ -520,7 +500,7 @@ static AMX void amx_few_cols(const amx_format *f, const woolly_matmul_args *a, i
 static AMX void amx_many_cols(const amx_format *f, const woolly_matmul_args *a, int64_t group_begin, int64_t group_end) {
     const int64_t n_parts = a->n_k / WOOLLY_QBLOCK / f->inner, part_bytes = f->group_bytes / f->outer;
     const int64_t step = AMX_BLOCKS / f->inner;
-    const amx_levels levels = amx_levels_of(f->table, f->bias + (a->n_digits == 1 ? 0 : f->raise));
+    const amx_levels levels = amx_levels_of(f->table, f->bias);
     amx_weights w;
     ALIGNED float acc[AMX_COL_BLOCK * AMX_RV * 16];
     for (int64_t group = group_begin; group < group_end; group += AMX_RV) {
@@ -563,23 +543,12 @@ static AMX void amx_matmul(const amx_format *f, const woolly_matmul_args *a, int
     if (rest.n_cols) f->vector(&rest, group_begin, group_end);
 }
 
-/* By kinds: which tiles they have, and what weights are less there than in the format */
-enum { amx_narrow_TILES = AMX_NARROW, amx_narrow_min_TILES = AMX_NARROW, amx_raised_min_TILES = AMX_RAISED };
-enum { amx_wide_TILES = AMX_WIDE, amx_wide_min16_TILES = AMX_WIDE, amx_halves_TILES = AMX_HALVES };
-enum { amx_narrow_RAISE = 0, amx_narrow_min_RAISE = 0, amx_raised_min_RAISE = 16, amx_wide_RAISE = 0 };
-enum { amx_wide_min16_RAISE = 0, amx_halves_RAISE = 0 };
-
-/* Columns from which on tiles were faster than the vector unit, and up to which as few: medians of turns, docs/kernels.md */
-enum { amx_narrow_LEAST = WOOLLY_BF16_LEAST_COLS, amx_narrow_min_LEAST = WOOLLY_BF16_LEAST_COLS };
-enum { amx_raised_min_LEAST = 12, amx_wide_LEAST = 14, amx_wide_min16_LEAST = 14, amx_halves_LEAST = 10 };
-enum { amx_narrow_FEW = 64, amx_narrow_min_FEW = 48, amx_raised_min_FEW = 48 };
-enum { amx_wide_FEW = 48, amx_wide_min16_FEW = 16, amx_halves_FEW = 48 };
-
-/* NAME_matmul_amx, for a format that DEFINE_INT_MATMUL has defined; KIND names the tile kernel, N_BITS are those of what
- * NAME_CODES gives, TABLE says which weights these are, where they are not the weights */
-#define DEFINE_AMX_MATMUL(NAME, KIND, N_BITS, CODES, TABLE)                                                            \
+/* NAME_matmul_amx, for a format that DEFINE_INT_MATMUL has defined; N_BITS are those of what NAME_CODES gives, TABLE says
+ * which weights these are, where they are not the weights; LEAST and FEW: see amx_format, medians of turns in docs/kernels.md */
+#define DEFINE_AMX_MATMUL(NAME, N_BITS, CODES, TABLE, LEAST, FEW)                                                      \
     _Static_assert(AMX_BLOCKS % NAME##_INNER == 0, "a tile holds whole parts of " #NAME);                              \
-    _Static_assert(amx_##KIND##_FEW <= AMX_FEW_COLS && AMX_FEW_COLS % AMX_COLS == 0, "few columns have chains");       \
+    _Static_assert(LEAST >= WOOLLY_BF16_LEAST_COLS, "there are tiles of activations");                                 \
+    _Static_assert(FEW <= AMX_FEW_COLS && AMX_FEW_COLS % AMX_COLS == 0, "few columns have chains");                    \
                                                                                                                        \
     static INLINE void NAME##_come_amx(const amx_coming *next, int v, int g) {                                         \
         const NAME##_group *b = next->from[v];                                                                         \
@@ -610,7 +579,7 @@ enum { amx_wide_FEW = 48, amx_wide_min16_FEW = 16, amx_halves_FEW = 48 };
     }                                                                                                                  \
                                                                                                                        \
     static AMX void NAME##_few_step_amx(amx_few *few) {                                                                \
-        amx_few_step(amx_##KIND##_TILES, NAME##_MIN, few, NAME##_come_amx);                                            \
+        amx_few_step(NAME##_HALVES, NAME##_MIN, few, NAME##_come_amx);                                                 \
     }                                                                                                                  \
                                                                                                                        \
     static void NAME##_matmul_amx(const woolly_matmul_args *a, int64_t group_begin, int64_t group_end) {               \
@@ -618,18 +587,16 @@ enum { amx_wide_FEW = 48, amx_wide_min16_FEW = 16, amx_halves_FEW = 48 };
             .vector = NAME##_matmul,                                                                                   \
             .few_step = NAME##_few_step_amx,                                                                           \
             .fill = NAME##_fill_amx,                                                                                   \
-            .multiply = {amx_tile_##KIND##_q8, amx_tile_##KIND##_q16},                                                 \
+            .multiply = amx_tiles[NAME##_HALVES][NAME##_MIN],                                                          \
             .group_bytes = sizeof(NAME##_group),                                                                       \
             .table = TABLE,                                                                                            \
             .outer = NAME##_OUTER,                                                                                     \
             .inner = NAME##_INNER,                                                                                     \
             .bias = NAME##_BIAS,                                                                                       \
             .n_bits = N_BITS,                                                                                          \
-            .kind = amx_##KIND##_TILES,                                                                                \
             .has_halves = NAME##_HALVES,                                                                               \
-            .raise = amx_##KIND##_RAISE,                                                                               \
-            .least = amx_##KIND##_LEAST,                                                                               \
-            .few = amx_##KIND##_FEW,                                                                                   \
+            .least = LEAST,                                                                                            \
+            .few = FEW,                                                                                                \
         };                                                                                                             \
         amx_matmul(&format, a, group_begin, group_end);                                                                \
     }
