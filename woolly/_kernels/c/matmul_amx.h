@@ -220,7 +220,7 @@ static INLINE void amx_next(int is_half, amx_place *p, int n_rv, int64_t n_cols,
 /* acc (columns, 16 AMX_RV) += the n_blocks blocks from block0 on of n_rv row groups */
 static INLINE AMX void amx_cols(int digits, int is_half, int min, const woolly_matmul_args *a, const amx_weights *w,
                                 int n_rv, int64_t block0, int n_blocks, float *acc) {
-    ALIGNED float sums[2][3][AMX_COLS][16]; /* one more, so that stores and loads are not whole pages apart */
+    ALIGNED float sums[2][2][AMX_COLS][16];
     amx_scalars of[2] = {{{0}, {{0}}}, {{0}, {{0}}}};
     const int64_t n_cols = a->n_cols, column = a->n_k * digits; /* of activations in bf16 */
     const q16_column record = q16_at(a->xq, a->n_k, block0);
