@@ -24,7 +24,8 @@ RESULTS = Path(__file__).parent / "results"
 SIZES_OF_1B = (
     "--hidden-size 2048 --layers 22 --heads 32 --kv-heads 4 --intermediate-size 5632 --vocab-size 49152 --ctx 8192"
 )
-SYNTHETIC = {"1b-q4_0": "q4_0", "1b-q8_0": "q8_0", "1b-f16": "f16"}  # file -> dtype of `woolly synth`
+OTHER_FORMATS = ("bf16", "q4_1", "q5_0", "q5_1", "q2_k", "q3_k", "q5_k", "q6_k", "iq4_nl", "iq4_xs", "mxfp4")
+SYNTHETIC = {f"1b-{dtype}": dtype for dtype in ("q4_0", "q8_0", "f16", *OTHER_FORMATS)}  # of `woolly synth`
 QUANTISED = {"1b-q4_k_m": ("1b-f16", "q4_k_m"), "smollm2-f32": ("smollm2", "f32")}  # file -> source, type
 REAL = ("smollm2", "gemma3-270m")  # names that `woolly pull` knows
 COMPARED = ("smollm2", "gemma3-270m", "1b-q4_0", "1b-q8_0", "1b-q4_k_m", "1b-f16")
@@ -47,6 +48,7 @@ def commands(repeat: int) -> dict[str, list[tuple[str, str]]]:
             (f"model -p 256 -n 16 -d 4096 {rarely}", "1b-q4_0"),
             (f"model -p 0 -n 16 --sequences 16 {rarely}", "1b-q4_0"),
         ],
+        "formats": [(f"model -p 256 -n 32 {rarely}", f"1b-{dtype}") for dtype in OTHER_FORMATS],
         "int8": [(f"model --compute int8 -p 256 -n 32 {often}", name) for name in (*REAL, "1b-q4_0")],
         "bf16": [(f"model --compute bf16 -p 256 -n 0 {often}", name) for name in (*REAL, "1b-q4_0", "1b-f16")],
         "loading": [("loading --repeat 5", name) for name in (*REAL, "1b-q4_0")],
