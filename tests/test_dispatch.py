@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import gguf
 import pytest
@@ -25,6 +26,14 @@ def test_available_are_some_of_the_compiled_in_the_same_order() -> None:
     compiled, available = compiled_isas(), available_isas()
     assert available[0] == compiled[0] == "scalar"
     assert [isa for isa in compiled if isa in available] == list(available)
+
+
+def test_tiles_are_not_lost_to_the_check_of_their_rounding() -> None:
+    info = Path("/proc/cpuinfo")
+    flags = set(info.read_text().split()) if info.exists() else set()
+    if not {"amx_tile", "amx_bf16"} <= flags or "avx512_amx" not in compiled_isas():
+        pytest.skip("no AMX here, or none in this build")
+    assert "avx512_amx" in available_isas()
 
 
 def test_isa_fixture_switches(isa: str) -> None:

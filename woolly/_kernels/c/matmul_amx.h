@@ -57,6 +57,7 @@ AMX int woolly_amx_rounds_once(void) {
     ALIGNED float sums[16 * 16];
     for (int i = 0; i < 16 * 16; i++) ones[i] = 0x3f803f80, sums[i] = 0x1p24f;
     amx_begin(1, 32);
+    __asm__ volatile("" : : : "memory"); /* the compiler does not see that tiles read them */
     _tile_loadd(0, sums, 64);
     _tile_loadd(4, ones, 64);
     _tile_loadd(6, ones, 64);
@@ -277,8 +278,10 @@ DEFINE_AMX_TILE(halves_q16, 2, 1, 0)
 
 /* By whether scales cover halves of a block, the kind of minima, and the digits of activations less one */
 static void (*const amx_tiles[2][3][2])(AMX_TILE_ARGS) = {
-    {{amx_tile_q8, amx_tile_q16}, [MIN_32] = {amx_tile_min_q8, amx_tile_min_q16}, [MIN_16] = {amx_tile_min16_q8, amx_tile_min16_q16}},
-    {{amx_tile_halves_q8, amx_tile_halves_q16}},
+    {[0] = {amx_tile_q8, amx_tile_q16},
+     [MIN_32] = {amx_tile_min_q8, amx_tile_min_q16},
+     [MIN_16] = {amx_tile_min16_q8, amx_tile_min16_q16}},
+    {[0] = {amx_tile_halves_q8, amx_tile_halves_q16}},
 };
 
 /* Few columns: weights of 4 groups of rows come, block after block, while the block before is multiplied. A step is one block
