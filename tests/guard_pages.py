@@ -145,7 +145,7 @@ def check_matmul(rng: np.random.Generator, name: str) -> None:
                 assert w.unpack().tobytes() == raw.tobytes()
             matmul_module.dequantize(raw, name)
             w.rows(np.array([n_rows - 1, 0]))
-            for n in (1, 2, 3, 4, 5, 6, 7, 12, 13, 17, 31, 49, 75):
+            for n in (1, 2, 3, 4, 5, 6, 7, 12, 13, 17, 31, 49, 60, 75):
                 x = copied(rng.standard_normal((n, n_cols)))
                 for compute in ("exact", "int8"):
                     out = guarded((n, n_rows), np.float32)

@@ -360,8 +360,23 @@ def test_a_column_is_the_same_alone_and_among_others(isa: str, name: str, comput
     packed = pack(name, sts.random_raw(6, name, 141, n_blocks))
     x = sts.random_floats(7, (140, n_blocks * block_size))
     whole = matmul(packed, x, compute=compute)
-    for n in (*range(1, 18), 21, 26, 31, 34, 43, 48, 49, 97, 129):
+    for n in (*range(1, 18), 21, 26, 31, 34, 43, 48, 49, 57, 60, 64, 65, 75, 97, 129):
         assert matmul(packed, x[-n:], compute=compute).tobytes() == whole[-n:].tobytes(), n
+
+
+@pytest.mark.parametrize("name", sts.QUANTISED_FORMATS)
+def test_dot_products_that_floats_cannot_hold_are_rounded_once(isa: str, name: str) -> None:
+    """Columns that follow the signs of a row, so that sums of integers pass 2^24."""
+    n_blocks = 3 if sts.block_shape(name)[0] == 32 else 2
+    raw = sts.random_raw(8, name, 75, n_blocks)
+    values = reference.dequantize(raw, name)
+    signs = np.where((values < 0) & (not RANDOM_BLOCKS[name].has_minima), -1, 1)
+    x = (signs * np.random.default_rng(9).uniform(0.97, 0.996, signs.shape)).astype(np.float32)
+    packed = pack(name, raw)
+    with use_isa("scalar"):
+        whole = matmul(packed, x)
+    for n in (8, 9, 33, 64, 75):
+        assert matmul(packed, x[:n]).tobytes() == whole[:n].tobytes(), n
 
 
 @each_format

@@ -5,7 +5,7 @@
  * sum with one rounding (its description says so, woolly_amx_rounds_once tries it). A tile takes the high digits first, whose
  * sum is a multiple of 256 and exact, then the low ones: it ends with the whole sum, rounded once, bit for bit what the other
  * kernels convert from int32. The activations' scale, a power of two, is in the digits; one fma with the weights' scale adds
- * the tile to the chain. Where a scale covers 16 weights, each half of a block has a tile of its own.
+ * the tile to the chain. A format with HALVES has a tile for each half of a block.
  *
  * Of activations of 8 bits there is one digit, and their scale, which is any number, multiplies sums.
  *
@@ -28,7 +28,7 @@
 #define AMX_LAG 2    /* steps from a tile to its chain: it is stored one step later, and read another one later */
 #define AMX_COL_BLOCK 256
 #define AMX_MOST_REST 7 /* columns left over that go to the vector unit; more have a tile, though it is not full */
-#define AMX_FEW_COLS 64 /* as many as are few for any kind */
+#define AMX_FEW_COLS 64 /* as many as are few for any format */
 #define AMX_LEAST_BYTE_COLS 48 /* both weights and activations of 8 bits: converting takes longer, multiplying half as long */
 #define AMX_SCALES 4 /* few columns: blocks whose scales are there, of weights that come, are multiplied, stored, and added */
 
@@ -51,11 +51,11 @@ static AMX __attribute__((noinline)) void amx_begin(int n_sums, int k) {
 
 static AMX __attribute__((noinline)) void amx_end(void) { _tile_release(); }
 
-/* 2^24 + 32 times 1 is exact, but 2^24 + 1 is not: whether products are added up before the tile's sum is rounded */
+/* To 2^28 floats add 32, but no 16: whether products are all added up before the tile's sum is rounded, once */
 AMX int woolly_amx_rounds_once(void) {
     ALIGNED uint32_t ones[16 * 16]; /* pairs of bf16 */
     ALIGNED float sums[16 * 16];
-    for (int i = 0; i < 16 * 16; i++) ones[i] = 0x3f803f80, sums[i] = 0x1p24f;
+    for (int i = 0; i < 16 * 16; i++) ones[i] = 0x3f803f80, sums[i] = 0x1p28f;
     amx_begin(1, 32);
     __asm__ volatile("" : : : "memory"); /* the compiler does not see that tiles read them */
     _tile_loadd(0, sums, 64);
@@ -64,7 +64,7 @@ AMX int woolly_amx_rounds_once(void) {
     _tile_dpbf16ps(0, 4, 6);
     _tile_stored(0, sums, 64);
     amx_end();
-    return sums[0] == 0x1p24f + 32;
+    return sums[0] == 0x1p28f + 32;
 }
 
 /* What weights of up to 6 bits can be, as bf16: themselves, or what a table of 16 says, less the bias */
@@ -392,7 +392,7 @@ typedef struct {
     ALIGNED uint32_t q[2][AMX_SUMS][16][16];
     ALIGNED float d[AMX_SCALES][AMX_SUMS][2][16];
     ALIGNED float m[AMX_SCALES][AMX_SUMS][2][16];
-    ALIGNED float sums[2][AMX_SUMS + 1][AMX_COLS][16];
+    ALIGNED float sums[2][AMX_SUMS + 1][AMX_COLS][16]; /* one more, so that stores and loads are not a page apart */
     ALIGNED float chains[AMX_FEW_COLS][AMX_SUMS][16];
     amx_scalars of;
     amx_levels levels;
@@ -550,6 +550,7 @@ static AMX void amx_matmul(const amx_format *f, const woolly_matmul_args *a, int
  * which weights these are, where they are not the weights; LEAST and FEW: see amx_format, medians of turns in docs/kernels.md */
 #define DEFINE_AMX_MATMUL(NAME, N_BITS, CODES, TABLE, LEAST, FEW)                                                      \
     _Static_assert(AMX_BLOCKS % NAME##_INNER == 0, "a tile holds whole parts of " #NAME);                              \
+    _Static_assert(!(NAME##_HALVES && NAME##_MIN), "no tiles have both");                                              \
     _Static_assert(LEAST >= WOOLLY_BF16_LEAST_COLS, "there are tiles of activations");                                 \
     _Static_assert(FEW <= AMX_FEW_COLS && AMX_FEW_COLS % AMX_COLS == 0, "few columns have chains");                    \
                                                                                                                        \
