@@ -86,9 +86,14 @@ static INLINE vf vf_from_vi(vi x) { return __builtin_convertvector(x, vf); }
 static INLINE vi vf_bits(vf x) { return (vi)x; }
 static INLINE vf vf_of_bits(vi x) { return (vf)x; }
 static INLINE vf vf_load_f16(const uint16_t *p) {
-    vf v;
-    LANES(i) v[i] = f32_of_f16(p[i]);
-    return v;
+    vi h; /* f32_of_f16 without branches */
+    LANES(i) h[i] = p[i];
+    vi rest = h & 0x7fff, is_subnormal = rest < 0x400, is_special = rest >= 0x7c00;
+    vf small = __builtin_convertvector(rest, vf) * 0x1p-24f;
+    vi normal = (rest << 13) + 0x38000000;
+    vi bits = (is_subnormal & (vi)small) | (~is_subnormal & normal);
+    bits |= (is_special & 0x7f800000) | ((rest > 0x7c00) & 0x400000);
+    return (vf)(bits | (h & 0x8000) << 16);
 }
 static INLINE void vf_store_f16(uint16_t *p, vf v) { LANES(i) p[i] = f16_of_f32(v[i]); }
 static INLINE vf vf_load_bf16(const uint16_t *p) {
