@@ -24,12 +24,13 @@ RESULTS = Path(__file__).parent / "results"
 SIZES_OF_1B = (
     "--hidden-size 2048 --layers 22 --heads 32 --kv-heads 4 --intermediate-size 5632 --vocab-size 49152 --ctx 8192"
 )
-OTHER_FORMATS = ("bf16", "q4_1", "q5_0", "q5_1", "q2_k", "q3_k", "q5_k", "q6_k", "iq4_nl", "iq4_xs", "mxfp4")
-SYNTHETIC = {f"1b-{dtype}": dtype for dtype in ("q4_0", "q8_0", "f16", *OTHER_FORMATS)}  # of `woolly synth`
+KERNEL_FORMATS = "f32,f16,bf16,q8_0,q4_0,q4_1,q5_0,q5_1,q4_k,q5_k,q6_k,q2_k,q3_k,iq4_nl,iq4_xs,mxfp4"
+USUAL_FORMATS = ("q4_0", "q8_0", "f16")  # of the 1B model
+OTHER_FORMATS = tuple(name for name in KERNEL_FORMATS.split(",") if name not in ("f32", "q4_k", *USUAL_FORMATS))
+SYNTHETIC = {f"1b-{dtype}": dtype for dtype in (*USUAL_FORMATS, *OTHER_FORMATS)}  # of `woolly synth`
 QUANTISED = {"1b-q4_k_m": ("1b-f16", "q4_k_m"), "smollm2-f32": ("smollm2", "f32")}  # file -> source, type
 REAL = ("smollm2", "gemma3-270m")  # names that `woolly pull` knows
 COMPARED = ("smollm2", "gemma3-270m", "1b-q4_0", "1b-q8_0", "1b-q4_k_m", "1b-f16")
-KERNEL_FORMATS = "f32,f16,bf16,q8_0,q4_0,q4_1,q5_0,q5_1,q4_k,q5_k,q6_k,q2_k,q3_k,iq4_nl,iq4_xs,mxfp4"
 
 Row = dict[str, Any]
 

@@ -33,7 +33,7 @@ def test_tiles_are_not_lost_to_the_check_of_their_rounding() -> None:
     flags = set(info.read_text().split()) if info.exists() else set()
     if not {"amx_tile", "amx_bf16"} <= flags or "avx512_amx" not in compiled_isas():
         pytest.skip("no AMX here, or none in this build")
-    assert "avx512_amx" in available_isas(), "or the system refuses tiles to this process"
+    assert "avx512_amx" in available_isas(), "products round otherwise, or the system refuses tiles"
 
 
 def test_isa_fixture_switches(isa: str) -> None:

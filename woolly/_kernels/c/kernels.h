@@ -36,7 +36,7 @@ static inline int64_t woolly_q16_stride(int64_t n_k) {
 #define WOOLLY_BF16_COLS 16
 #define WOOLLY_BF16_LEAST_COLS 9  /* the least that any format takes tiles for: fewer leave too much of one empty */
 _Static_assert(2 * WOOLLY_BF16_LEAST_COLS > WOOLLY_BF16_COLS, "who has tiles leaves fewer columns empty than it fills");
-#define WOOLLY_BF16_ROW_STEP 4    /* groups of rows that it brings together where columns are few; twice as many else */
+#define WOOLLY_BF16_ROW_STEP 4    /* groups of rows in a step of such a matmul where columns are few; twice as many else */
 #define WOOLLY_ROW_STEP 2         /* and of the others */
 static inline int64_t woolly_bf16_bytes(int64_t n_k, int64_t n_cols) {
     return (n_cols + WOOLLY_BF16_COLS - 1) / WOOLLY_BF16_COLS * WOOLLY_BF16_COLS * 4 * n_k;

@@ -1,11 +1,11 @@
 /* The integer matmul on AMX: exact integer arithmetic in tiles of bf16.
  *
  * Weights are q - bias, of up to 8 bits; activations of 16 bits are two digits of 8. Products of a weight and a digit, and
- * their sums over a block, stay below 2^24, so tdpbf16ps adds these up without rounding. To what a tile holds it adds that
- * sum with one rounding (its description says so, woolly_amx_rounds_once tries it). A tile takes the high digits first, whose
- * sum is a multiple of 256 and exact, then the low ones: it ends with the whole sum, rounded once, bit for bit what the other
- * kernels convert from int32. The activations' scale, a power of two, is in the digits; one fma with the weights' scale adds
- * the tile to the chain. A format with HALVES has a tile for each half of a block.
+ * their sums over a block, stay below 2^24, so tdpbf16ps adds these up without rounding. To what a tile holds it adds
+ * that sum with one rounding (its description says so, woolly_amx_rounds_once tries it). A tile takes the high digits first,
+ * whose sum is a multiple of 256 and exact, then the low ones: it ends with the whole sum, rounded once, bit for bit what the
+ * other kernels convert from int32. The activations' scale, a power of two, is in the digits; one fma with the weights' scale
+ * adds the tile to the chain. A format with HALVES has a tile for each half of a block.
  *
  * Of activations of 8 bits there is one digit, and their scale, which is any number, multiplies sums.
  *
@@ -23,6 +23,7 @@
 #define AMX_COLS WOOLLY_BF16_COLS
 #define AMX_RV 8     /* many columns: most row groups that go by while a step's activations are in tiles */
 #define AMX_BLOCKS 4 /* blocks of their weights: 32 KB */
+#define AMX_UNITS 2  /* many columns: tiles that are made in one step, of as many blocks or of the halves of one */
 #define AMX_SUMS 4   /* few columns: tiles that are made in one step, of 4 row groups, or 2 of each of 2 row groups */
 #define AMX_SLOTS 8  /* parts of a step, each with some of the tile unit's work and an eighth of the vector unit's */
 #define AMX_LAG 2    /* steps from a tile to its chain: it is stored one step later, and read another one later */
@@ -31,6 +32,8 @@
 #define AMX_FEW_COLS 64 /* as many as are few for any format */
 #define AMX_LEAST_BYTE_COLS 48 /* both weights and activations of 8 bits: converting takes longer, multiplying half as long */
 #define AMX_SCALES 4 /* few columns: blocks whose scales are there, of weights that come, are multiplied, stored, and added */
+
+_Static_assert(AMX_FEW_COLS % AMX_COLS == 0, "chains are stored 16 columns at a time");
 
 typedef struct {
     ALIGNED uint32_t q[AMX_BLOCKS][AMX_RV][16][16]; /* [pair of k][row]: two bf16 */
@@ -137,12 +140,12 @@ typedef struct {
     int n_made, n_stored, n_added; /* units whose tiles are made, of the step before, stored, and of the one before, added */
     int loads_x;                   /* activations are not in tiles yet */
     int collects;                  /* scalars of the columns that are added are not there yet */
-    const uint32_t (*q[2])[16];    /* of each unit: weights, */
-    const float *d[2];             /* scales, */
-    const float (*m[2])[16];       /* minima */
-    q16_column column[2];          /* and what the first column that is added has beside its digits */
-    int64_t xq_stride, n_cols;     /* from this one on */
-    const uint16_t *x, *x_ahead;   /* activations; those of a later step, which are asked for */
+    const uint32_t (*q[AMX_UNITS])[16]; /* of each unit: weights, */
+    const float *d[AMX_UNITS];          /* scales, */
+    const float (*m[AMX_UNITS])[16];    /* minima */
+    q16_column column[AMX_UNITS];       /* and what the first column that is added has beside its digits */
+    int64_t xq_stride, n_cols;          /* from this one on */
+    const uint16_t *x, *x_ahead;        /* activations; those of a later step, which are asked for */
     float (*stored)[AMX_COLS][16], (*ready)[AMX_COLS][16];
     float *chains;
 } amx_step;
@@ -167,10 +170,10 @@ typedef struct {
     } while (0)
 
 static INLINE AMX void amx_do(int digits, int is_half, int min, const amx_step *step, amx_scalars *of) {
-    const int n_slots = AMX_SLOTS / 2, nc = AMX_COLS / n_slots;
-    const int n_lines = (is_half ? 1 : 2) * digits * AMX_COLS / AMX_RV; /* of activations that a step asks for */
+    const int n_slots = AMX_SLOTS / AMX_UNITS, nc = AMX_COLS / n_slots;
+    const int n_lines = (is_half ? 1 : AMX_UNITS) * digits * AMX_COLS / AMX_RV; /* of activations that a step asks for */
     vf chain[AMX_COLS] = {vf_set1(0)};
-    UNROLL for (int u = 0; u < 2; u++) {
+    UNROLL for (int u = 0; u < AMX_UNITS; u++) {
         const uint16_t *x = step->x + u * (is_half ? 16 : 512 * digits);
         vf d = vf_set1(0), m[2] = {vf_set1(0), vf_set1(0)};
         if (u < step->n_added) {
@@ -192,7 +195,7 @@ static INLINE AMX void amx_do(int digits, int is_half, int min, const amx_step *
                 if (u == 0) chain[c] = vf_load(step->chains + c * AMX_RV * 16);
                 if (u < step->n_added)
                     chain[c] = amx_add(digits, min, chain[c], d, m, step->ready[u][c], of[u].d[c], of[u].sums[c]);
-                if (u == 1) vf_store(step->chains + c * AMX_RV * 16, chain[c]);
+                if (u == AMX_UNITS - 1) vf_store(step->chains + c * AMX_RV * 16, chain[c]);
             }
         }
     }
@@ -214,26 +217,26 @@ static INLINE void amx_next(int is_half, amx_place *p, int n_rv, int64_t n_cols,
         p->block = 0, p->col += AMX_COLS;
     } else {
         if ((p->col += AMX_COLS) < n_cols) return;
-        p->col = 0, p->block += 2;
+        p->col = 0, p->block += AMX_UNITS;
     }
 }
 
 /* acc (columns, 16 AMX_RV) += the n_blocks blocks from block0 on of n_rv row groups */
 static INLINE AMX void amx_cols(int digits, int is_half, int min, const woolly_matmul_args *a, const amx_weights *w,
                                 int n_rv, int64_t block0, int n_blocks, float *acc) {
-    ALIGNED float sums[2][2][AMX_COLS][16];
-    amx_scalars of[2] = {{{0}, {{0}}}, {{0}, {{0}}}};
+    ALIGNED float sums[2][AMX_UNITS][AMX_COLS][16];
+    amx_scalars of[AMX_UNITS] = {{{0}, {{0}}}};
     const int64_t n_cols = a->n_cols, column = a->n_k * digits; /* of activations in bf16 */
     const q16_column record = q16_at(a->xq, a->n_k, block0);
     const uint16_t *bf16 = a->bf16 + block0 * 512 * digits;
-    const int step_blocks = is_half ? 1 : 2;
+    const int step_blocks = is_half ? 1 : AMX_UNITS;
     const int64_t n_steps = (n_cols + AMX_COLS - 1) / AMX_COLS * ((n_blocks + step_blocks - 1) / step_blocks) * n_rv;
     amx_place made = {0, 0, 0}, added = {0, 0, 0}, ahead = {0, 0, n_rv - 1};
     int n_made = 0, n_stored = 0, n_added = 0;
     amx_next(is_half, &ahead, n_rv, n_cols, n_blocks);
     for (int64_t i = 0; i < n_steps + AMX_LAG; i++) {
         n_added = n_stored, n_stored = n_made;
-        n_made = i >= n_steps ? 0 : is_half || made.block + 1 < n_blocks ? 2 : 1;
+        n_made = i >= n_steps ? 0 : is_half || made.block + 1 < n_blocks ? AMX_UNITS : 1;
         amx_step step = {
             .n_made = n_made, .n_stored = n_stored, .n_added = n_added,
             .loads_x = made.v == 0, .collects = added.v == 0,
@@ -243,7 +246,7 @@ static INLINE AMX void amx_cols(int digits, int is_half, int min, const woolly_m
             .stored = sums[(i + 1) % 2], .ready = sums[i % 2],
             .chains = acc + (added.col * AMX_RV + added.v) * 16,
         };
-        UNROLL for (int u = 0; u < 2; u++) {
+        UNROLL for (int u = 0; u < AMX_UNITS; u++) {
             const int of_made = !is_half && u < n_made ? u : 0, of_added = !is_half && u < n_added ? u : 0; /* blocks */
             step.q[u] = w->q[n_made ? made.block + of_made : 0][made.v] + (is_half ? 8 * u : 0);
             step.d[u] = w->d[added.block + of_added][added.v][is_half ? u : 0];
@@ -540,7 +543,7 @@ static AMX void amx_matmul(const amx_format *f, const woolly_matmul_args *a, int
     tiled.n_cols = n_tiled;
     rest.xq += n_tiled * a->xq_stride, rest.out += n_tiled * a->out_stride, rest.n_cols -= n_tiled;
     const int is_few = a->n_digits == 2 && n_tiled <= f->few;
-    amx_begin(is_few ? AMX_SUMS : 2, f->has_halves ? 16 : 32);
+    amx_begin(is_few ? AMX_SUMS : AMX_UNITS, f->has_halves ? 16 : 32);
     (is_few ? amx_few_cols : amx_many_cols)(f, &tiled, group_begin, group_end);
     amx_end();
     if (rest.n_cols) f->vector(&rest, group_begin, group_end);
@@ -552,7 +555,7 @@ static AMX void amx_matmul(const amx_format *f, const woolly_matmul_args *a, int
     _Static_assert(AMX_BLOCKS % NAME##_INNER == 0, "a tile holds whole parts of " #NAME);                              \
     _Static_assert(!(NAME##_HALVES && NAME##_MIN), "no tiles have both");                                              \
     _Static_assert(LEAST >= WOOLLY_BF16_LEAST_COLS, "there are tiles of activations");                                 \
-    _Static_assert(FEW <= AMX_FEW_COLS && AMX_FEW_COLS % AMX_COLS == 0, "few columns have chains");                    \
+    _Static_assert(FEW <= AMX_FEW_COLS, "few columns have chains");                                                    \
                                                                                                                        \
     static INLINE void NAME##_come_amx(const amx_coming *next, int v, int g) {                                         \
         const NAME##_group *b = next->from[v];                                                                         \

@@ -30,18 +30,13 @@ typedef uint8_t vu8 __attribute__((vector_size(64)));
 static INLINE float f32_fma(float a, float b, float c) { return fmaf(a, b, c); }
 
 static INLINE float f32_of_f16(uint16_t h) {
-    uint32_t sign = (uint32_t)(h & 0x8000) << 16, rest = h & 0x7fff;
+    int32_t rest = h & 0x7fff; /* no branches: vf_load_f16 makes SIMD of this */
+    float out, small = (float)rest * 0x1p-24f; /* of subnormals */
     uint32_t bits;
-    if (rest >= 0x7c00) {
-        bits = 0x7f800000 | (rest & 0x3ff) << 13 | (rest > 0x7c00 ? 0x400000 : 0); /* infinity, or a quiet NaN */
-    } else if (rest >= 0x400) {
-        bits = (rest << 13) + 0x38000000;
-    } else { /* subnormal: rest * 2^-24 is exact */
-        float small = (float)rest * 0x1p-24f;
-        memcpy(&bits, &small, 4);
-    }
-    bits |= sign;
-    float out;
+    memcpy(&bits, &small, 4);
+    bits = rest < 0x400 ? bits : ((uint32_t)rest << 13) + 0x38000000;
+    bits |= (rest >= 0x7c00 ? 0x7f800000 : 0) | (rest > 0x7c00 ? 0x400000 : 0); /* infinity, or a quiet NaN */
+    bits |= (uint32_t)(h & 0x8000) << 16;
     memcpy(&out, &bits, 4);
     return out;
 }
@@ -86,14 +81,9 @@ static INLINE vf vf_from_vi(vi x) { return __builtin_convertvector(x, vf); }
 static INLINE vi vf_bits(vf x) { return (vi)x; }
 static INLINE vf vf_of_bits(vi x) { return (vf)x; }
 static INLINE vf vf_load_f16(const uint16_t *p) {
-    vi h; /* f32_of_f16 without branches */
-    LANES(i) h[i] = p[i];
-    vi rest = h & 0x7fff, is_subnormal = rest < 0x400, is_special = rest >= 0x7c00;
-    vf small = __builtin_convertvector(rest, vf) * 0x1p-24f;
-    vi normal = (rest << 13) + 0x38000000;
-    vi bits = (is_subnormal & (vi)small) | (~is_subnormal & normal);
-    bits |= (is_special & 0x7f800000) | ((rest > 0x7c00) & 0x400000);
-    return (vf)(bits | (h & 0x8000) << 16);
+    vf v;
+    LANES(i) v[i] = f32_of_f16(p[i]);
+    return v;
 }
 static INLINE void vf_store_f16(uint16_t *p, vf v) { LANES(i) p[i] = f16_of_f32(v[i]); }
 static INLINE vf vf_load_bf16(const uint16_t *p) {
