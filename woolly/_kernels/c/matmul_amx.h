@@ -85,6 +85,12 @@ static amx_levels amx_levels_of(const uint8_t *table, int bias) {
     return (amx_levels){{vi_load(level), vi_load(level + 32)}};
 }
 
+/* 16 rows by 4 weights, which bf16 holds exactly */
+static INLINE void amx_store_floats(uint32_t (*pair)[16], const vf *w) {
+    UNROLL for (int k = 0; k < 2; k++)
+        vi_store(pair[k], vi_merge16(vi_srl(vf_bits(w[k]), 16), vf_bits(w[k + 2])));
+}
+
 /* 16 rows by 4 weights, in bytes, as two rows of a tile: weights 0 and 2, and 1 and 3, in which order bf16_of_q16 has the
  * activations. Those of up to 6 bits are looked up by the low bits of every other byte, those of 8 are biased by `bias`. */
 static INLINE void amx_store_weights(uint32_t (*pair)[16], vb q, int n_bits, int bias, const amx_levels *levels) {
@@ -95,13 +101,22 @@ static INLINE void amx_store_weights(uint32_t (*pair)[16], vb q, int n_bits, int
         vi_store(pair[0], _mm512_permutex2var_epi16(levels->q[0], q, levels->q[1]));
         vi_store(pair[1], _mm512_permutex2var_epi16(levels->q[0], vi_srl(q, 8), levels->q[1]));
     } else {
-        const vi upper = vi_set1((int32_t)0xffff0000), byte = vi_set1(255), exponent = vi_set1(0x4b000000);
+        const vi byte = vi_set1(255), exponent = vi_set1(0x4b000000);
         vf w[4]; /* 2^23 + q, less that */
         UNROLL for (int k = 0; k < 4; k++)
             w[k] = vf_sub(vf_of_bits(vi_or(vi_and(vi_srl(q, 8 * k), byte), exponent)), vf_set1(0x1p23f + (float)bias));
-        UNROLL for (int k = 0; k < 2; k++)
-            vi_store(pair[k], vi_or(vi_srl(vf_bits(w[k]), 16), vi_and(vf_bits(w[k + 2]), upper)));
+        amx_store_floats(pair, w);
     }
+}
+
+/* The same of levels less `bias`, times each row's factor */
+static INLINE void amx_store_levels(uint32_t (*pair)[16], vb levels, int place, int bias, vf factor) {
+    const vf less = vf_mul(factor, vf_set1(-(float)bias));
+    levels = vi_srl(levels, place);
+    vf w[4];
+    UNROLL for (int k = 0; k < 4; k++)
+        w[k] = vf_fma(vf_of_nibbles(k ? vi_srl(levels, 8 * k) : levels), factor, less);
+    amx_store_floats(pair, w);
 }
 
 /* What activations of 16 columns have for a block beside their tiles: found when its first rows come, kept for all */
@@ -549,6 +564,22 @@ static AMX void amx_matmul(const amx_format *f, const woolly_matmul_args *a, int
     if (rest.n_cols) f->vector(&rest, group_begin, group_end);
 }
 
+/* Of row group v, group g of 4 weights, from what CODES names */
+#define AMX_STORE_quants(NAME, N_BITS)                                                                                 \
+    amx_store_weights(next->q[v] + 2 * g, NAME##_quants(b, next->o, next->i, g), N_BITS, NAME##_BIAS, &next->levels)
+#define AMX_STORE_codes(NAME, N_BITS)                                                                                  \
+    amx_store_weights(next->q[v] + 2 * g, NAME##_codes(b, next->o, next->i, g), N_BITS, 0, &next->levels)
+#define AMX_STORE_levels(NAME, N_BITS)                                                                                 \
+    do {                                                                                                               \
+        if (g == 0) { /* factors lie where others have minima */                                                       \
+            vi factors = NAME##_factors(b, next->o, next->i);                                                          \
+            vf_store(next->m[v][0], vf_from_vi(vi_sra(vi_sll(factors, 16), 16)));                                      \
+            vf_store(next->m[v][1], vf_from_vi(vi_sra(factors, 16)));                                                  \
+        }                                                                                                              \
+        amx_store_levels(next->q[v] + 2 * g, NAME##_levels(b, next->o, next->i, g), NAME##_place(next->i, g / 4),      \
+                         NAME##_LEVEL_BIAS, vf_load(next->m[v][g / 4]));                                               \
+    } while (0)
+
 /* NAME_matmul_amx, for a format that DEFINE_INT_MATMUL has defined; N_BITS are those of what NAME_CODES gives, TABLE says
  * which weights these are, where they are not the weights; LEAST and FEW: see amx_format, medians of turns in docs/kernels.md */
 #define DEFINE_AMX_MATMUL(NAME, N_BITS, CODES, TABLE, LEAST, FEW)                                                      \
@@ -559,8 +590,7 @@ static AMX void amx_matmul(const amx_format *f, const woolly_matmul_args *a, int
                                                                                                                        \
     static INLINE void NAME##_come_amx(const amx_coming *next, int v, int g) {                                         \
         const NAME##_group *b = next->from[v];                                                                         \
-        vb q = NAME##_##CODES(b, next->o, next->i, g);                                                                 \
-        amx_store_weights(next->q[v] + 2 * g, q, N_BITS, NAME##_BIAS, &next->levels);                                  \
+        AMX_STORE_##CODES(NAME, N_BITS);                                                                               \
         if (g != 2 * v) return; /* a row group's scales come with one of its quants, each with another one */          \
         vf d[2], m[2];                                                                                                 \
         NAME##_scales(b, next->o, next->i, d, m);                                                                      \

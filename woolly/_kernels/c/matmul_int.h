@@ -175,11 +175,49 @@ static INLINE vb rebias(vb q, int bias, int tile_bias) {
     return tile_bias != bias ? vi_add(q, vi_set1((tile_bias - bias) * 0x01010101)) : q;
 }
 
+/* part[column][row group][digit][PART] = DOT of the groups BEGIN .. END of FOURS, each from chain to chain anew */
+#define INT_PARTS(FOURS, BEGIN, END, DOT, PART)                                                                        \
+    UNROLL for (int c = 0; c < nc; c++) UNROLL for (int v = 0; v < INT_RV; v++) UNROLL for (int digit = 0; digit < 2; digit++) \
+        part[c][v][digit][0] = part[c][v][digit][1] = vi_set1(0);                                                      \
+    UNROLL for (int g = BEGIN; g < END; g++) {                                                                         \
+        vb q[INT_RV];                                                                                                  \
+        UNROLL for (int v = 0; v < INT_RV; v++) q[v] = FOURS(w[v], o, i, g);                                           \
+        UNROLL for (int c = 0; c < nc; c++) UNROLL for (int digit = 2 - digits; digit < 2; digit++) {                  \
+            const int8_t *four = x[c].digits[digit] + 32 * s + 4 * g;                                                  \
+            UNROLL for (int v = 0; v < INT_RV; v++) part[c][v][digit][PART] = DOT(part[c][v][digit][PART], q[v], four); \
+        }                                                                                                              \
+    }
+
+#define INT_DOTS_ARGS(NAME)                                                                                            \
+    const NAME##_group *const *w, int o, int i, int digits, int nc, const q16_column *x, int64_t s, vi dot[][INT_RV][2]
+
+/* NAME_dots from NAME_quants: dot products of INT_RV row groups by block s of nc columns, or of each of its halves */
+#define DEFINE_INT_DOTS(NAME)                                                                                          \
+    static INLINE vi NAME##_dot4(vi acc, vb q, const int8_t *x) { return dot4(NAME##_BIAS, acc, q, x); }               \
+    static INLINE void NAME##_dots(INT_DOTS_ARGS(NAME)) {                                                              \
+        const int n_g = NAME##_HALVES ? 4 : 8, n_chains = nc == 1 && !NAME##_HALVES ? 2 : 1;                           \
+        vi part[INT_DIRECT][INT_RV][2][2]; /* [digit][chain] */                                                        \
+        UNROLL for (int half = 0; half <= NAME##_HALVES; half++) {                                                     \
+            INT_PARTS(NAME##_quants, half * 4, half * 4 + n_g, NAME##_dot4, g % n_chains)                              \
+            UNROLL for (int c = 0; c < nc; c++) UNROLL for (int v = 0; v < INT_RV; v++) {                              \
+                const int32_t *corr = NAME##_HALVES ? x[c].corr16 + 2 * s + half : x[c].corr + s;                      \
+                UNROLL for (int digit = 0; n_chains == 2 && digit < 2; digit++)                                        \
+                    part[c][v][digit][0] = vi_add(part[c][v][digit][0], part[c][v][digit][1]);                         \
+                dot[c][v][half] = vi_add(next_digit(NAME##_BIAS, part[c][v][0][0], corr), part[c][v][1][0]);           \
+            }                                                                                                          \
+        }                                                                                                              \
+    }
+
 /* NAME_matmul from NAME_quants and NAME_scales; KIND names the tile kernel, DIRECT the most columns computed without it */
 #define DEFINE_INT_MATMUL(NAME, KIND, DIRECT)                                                                          \
+    DEFINE_INT_DOTS(NAME)                                                                                              \
+    DEFINE_INT_LOOPS(NAME, KIND, DIRECT, DIRECT == INT_DIRECT && !NAME##_HALVES ? INT_TILED : DIRECT + 1, NAME##_dots)
+
+/* The same from NAME_dots, of one or two columns from FEW_DOTS; TILED columns are the least that have a tile */
+#define DEFINE_INT_LOOPS(NAME, KIND, DIRECT, TILED, FEW_DOTS)                                                          \
     DEFINE_PACKING(NAME)                                                                                               \
     enum { NAME##_SUB = NAME##_OUTER * NAME##_INNER }; /* blocks of 32 in one of the format's blocks */                \
-    enum { NAME##_TILED = DIRECT == INT_DIRECT && !NAME##_HALVES ? INT_TILED : DIRECT + 1 };                           \
+    enum { NAME##_TILED = TILED };                                                                                     \
                                                                                                                        \
     static INLINE void NAME##_direct(const woolly_matmul_args *a, int digits, int nc, int64_t col, int64_t group,      \
                                      int64_t n_rv) {                                                                   \
@@ -188,48 +226,27 @@ static INLINE vb rebias(vb q, int bias, int tile_bias) {
         const int64_t size = n_blocks * (int64_t)sizeof(NAME##_group), near = size < INT_AHEAD ? size : INT_AHEAD;     \
         /* where a row group ends, the one that takes its place in the next pair */                                    \
         const int64_t far = near + (INT_RV - 1) * size, n_near = (size - near) / (int64_t)sizeof(NAME##_group);        \
-        const int n_g = NAME##_HALVES ? 4 : 8, n_chains = nc == 1 && !NAME##_HALVES ? 2 : 1;                           \
         UNROLL for (int v = 0; v < INT_RV; v++)                                                                        \
             w[v] = (const NAME##_group *)a->w + (group + (v < n_rv ? v : 0)) * n_blocks;                               \
         q16_column x[INT_DIRECT];                                                                                      \
         UNROLL for (int c = 0; c < nc; c++) x[c] = q16_at(a->xq + (col + c) * a->xq_stride, a->n_k, 0);                \
         vf sum[INT_DIRECT][INT_RV];                                                                                    \
         UNROLL for (int c = 0; c < nc; c++) UNROLL for (int v = 0; v < INT_RV; v++) sum[c][v] = vf_set1(0);            \
+        const int keeps = INT_KEEPS_SCALES && nc == 1 && NAME##_INNER > 1; /* what is read but for quants */           \
         for (int64_t b = 0; b < n_blocks; b++) {                                                                       \
             const int64_t ahead = b < n_near ? near : far;                                                             \
             _Pragma("GCC unroll 1") for (int o = 0; o < NAME##_OUTER; o++) {                                           \
                 UNROLL for (int i = 0; i < NAME##_INNER; i++) {                                                        \
-                    READ_AGAIN;                                                                                        \
+                    if (!keeps) READ_AGAIN;                                                                            \
                     const int64_t s = (b * NAME##_OUTER + o) * NAME##_INNER + i;                                       \
                     const int part_size = (int)sizeof(NAME##_group) / NAME##_OUTER;                                    \
                     if (a->streams)                                                                                    \
                         UNROLL for (int v = 0; v < INT_RV; v++)                                                        \
                             prefetch_part((const char *)(w[v] + b) + ahead + o * part_size, part_size, i, NAME##_INNER); \
+                    const NAME##_group *at[INT_RV];                                                                    \
+                    UNROLL for (int v = 0; v < INT_RV; v++) at[v] = keeps ? NOT_KEPT(w[v] + b) : w[v] + b;             \
                     vi dot[INT_DIRECT][INT_RV][2];                                                                     \
-                    UNROLL for (int half = 0; half <= NAME##_HALVES; half++) {                                         \
-                        vi part[INT_DIRECT][INT_RV][2][2]; /* [digit][chain] */                                        \
-                        UNROLL for (int c = 0; c < nc; c++) UNROLL for (int v = 0; v < INT_RV; v++)                    \
-                            UNROLL for (int digit = 0; digit < 2; digit++)                                             \
-                                part[c][v][digit][0] = part[c][v][digit][1] = vi_set1(0);                              \
-                        UNROLL for (int g = half * 4; g < half * 4 + n_g; g++) {                                       \
-                            vb q[INT_RV];                                                                              \
-                            UNROLL for (int v = 0; v < INT_RV; v++) q[v] = NAME##_quants(w[v] + b, o, i, g);           \
-                            UNROLL for (int c = 0; c < nc; c++) UNROLL for (int digit = 2 - digits; digit < 2; digit++) { \
-                                const int8_t *four = x[c].digits[digit] + 32 * s + 4 * g;                              \
-                                UNROLL for (int v = 0; v < INT_RV; v++) {                                              \
-                                    vi *chain = &part[c][v][digit][g % n_chains];                                      \
-                                    *chain = dot4(NAME##_BIAS, *chain, q[v], four);                                    \
-                                }                                                                                      \
-                            }                                                                                          \
-                        }                                                                                              \
-                        UNROLL for (int c = 0; c < nc; c++) UNROLL for (int v = 0; v < INT_RV; v++) {                  \
-                            const int32_t *corr = NAME##_HALVES ? x[c].corr16 + 2 * s + half : x[c].corr + s;          \
-                            UNROLL for (int digit = 0; n_chains == 2 && digit < 2; digit++)                            \
-                                part[c][v][digit][0] = vi_add(part[c][v][digit][0], part[c][v][digit][1]);             \
-                            dot[c][v][half] = vi_add(next_digit(NAME##_BIAS, part[c][v][0][0], corr),                  \
-                                                     part[c][v][1][0]);                                                \
-                        }                                                                                              \
-                    }                                                                                                  \
+                    (nc < 3 ? FEW_DOTS : NAME##_dots)(at, o, i, digits, nc, x, s, dot);                                \
                     UNROLL for (int v = 0; v < INT_RV; v++) {                                                          \
                         vf d[2] = {vf_set1(0), vf_set1(0)}, m[2] = {vf_set1(0), vf_set1(0)};                           \
                         NAME##_scales(w[v] + b, o, i, d, m);                                                           \
@@ -316,6 +333,7 @@ static INLINE vb rebias(vb q, int bias, int tile_bias) {
         }                                                                                                              \
     }
 
+#include "matmul_levels.h"
 #if HAS_AMX
 #include "matmul_amx.h"
 #endif

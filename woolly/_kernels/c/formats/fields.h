@@ -125,6 +125,10 @@ static void unpack_group(const woolly_field *fields, int n_fields, int block_byt
 /* signed bytes <-> bytes biased by 128 */
 static void flip_signs(uint8_t *words, int n_words) { EACH_WORD(v ^= 0x80808080u) }
 
+static void exchange_middle_bytes(uint8_t *words, int n_words) {
+    EACH_WORD(v = (v & 0xff0000ffu) | (v & 0xff00u) << 8 | (v >> 8 & 0xff00u))
+}
+
 /* the bits of v under mask change places with those n above them */
 static INLINE uint32_t swap_bits(uint32_t v, uint32_t mask, int n) {
     uint32_t t = (v ^ v >> n) & mask;

@@ -11,32 +11,41 @@ typedef struct {
 _Static_assert(sizeof(q2_k_block) == 84, "Q2_K");
 
 typedef struct {
-    uint32_t scales[4][16];
+    uint32_t scales[4][16]; /* with bytes 1 and 2 exchanged: the scales of a block's halves lie in two words */
     uint32_t qs[16][16];
     uint16_t d[16];
     uint16_t dmin[16];
 } q2_k_group;
 
-static const woolly_field q2_k_fields[] = {
-    {0, 16, 4, NULL, NULL}, {16, 64, 4, NULL, NULL}, {80, 2, 2, NULL, NULL}, {82, 2, 2, NULL, NULL}};
+static const woolly_field q2_k_fields[] = {{0, 16, 4, exchange_middle_bytes, exchange_middle_bytes},
+                                           {16, 64, 4, NULL, NULL},
+                                           {80, 2, 2, NULL, NULL},
+                                           {82, 2, 2, NULL, NULL}};
 enum { q2_k_BLOCK = 256, q2_k_OUTER = 2, q2_k_INNER = 4, q2_k_BIAS = 0, q2_k_HALVES = 0, q2_k_MIN = MIN_16 };
+enum { q2_k_LEVEL_BIAS = 0 };
 
-/* sc (nibble 0) or mn (1) of a half of sub-block pair 4 o + i */
-static INLINE vi q2_k_nibble(const q2_k_group *b, int o, int i, int half, int nibble) {
-    vi four = vi_load(b->scales[2 * o + i / 2]);
-    return vi_and(vi_srl(four, 16 * (i % 2) + 8 * half + 4 * nibble), vi_set1(15));
+static INLINE int q2_k_place(int i, int half) {
+    (void)half;
+    return 3 << 2 * i > DOT_LOW_MOST ? 2 * i - 2 : 2 * i;
 }
 
-static INLINE vb q2_k_quants(const q2_k_group *b, int o, int i, int g) {
-    vb q = vi_and(vi_srl(vi_load(b->qs[o * 8 + g]), 2 * i), vi_set1(0x03030303));
-    return vb_mul(q, q2_k_nibble(b, o, i, g / 4, 0));
+static INLINE vb q2_k_levels(const q2_k_group *b, int o, int i, int g) {
+    const int place = q2_k_place(i, g / 4);
+    vb four = vi_load(b->qs[o * 8 + g]);
+    return vi_and(place < 2 * i ? vi_srl(four, 2) : four, vi_set1(0x03030303 << place));
+}
+
+static INLINE vi q2_k_factors(const q2_k_group *b, int o, int i) {
+    vi v = vi_load(b->scales[2 * o + i / 2]);
+    return vi_and(i % 2 ? vi_srl(v, 8) : v, vi_set1(0x000f000f));
 }
 
 static INLINE void q2_k_scales(const q2_k_group *b, int o, int i, vf *d, vf *m) {
     vf dmin = vf_neg(vf_load_f16(b->dmin));
+    vi v = vi_load(b->scales[2 * o + i / 2]);
     d[0] = vf_load_f16(b->d);
-    m[0] = vf_mul(dmin, vf_from_vi(q2_k_nibble(b, o, i, 0, 1))); /* exact: 11 bits by 4 */
-    m[1] = vf_mul(dmin, vf_from_vi(q2_k_nibble(b, o, i, 1, 1)));
+    m[0] = vf_mul(dmin, vf_of_nibbles(vi_srl(v, 8 * (i % 2) + 4))); /* exact: 11 bits by 4 */
+    m[1] = vf_mul(dmin, vf_of_nibbles(vi_srl(v, 8 * (i % 2) + 20)));
 }
 
 static void q2_k_dequantize(const uint8_t *blocks, int64_t n_blocks, float *out) {

@@ -9,15 +9,18 @@ typedef vi vb;
 #ifdef __AVXVNNI__
 #define ISA_NAME "avx_vnni"
 #define DOT_FULL_BIASED 1
+#define DOT_LOW_MOST 255
 #else
 #define ISA_NAME "avx2"
 #define DOT_FULL_BIASED 0
+#define DOT_LOW_MOST 127
 #endif
 #define INT_RV 1
 #define INT_NC 6
 #define INT_SUMS_STAY 0 /* 12 of 16 registers hold dot products, the sums lie in memory */
 #define INT_DIRECT_K 2
 #define INT_DIRECT_RARE 1
+#define INT_KEEPS_SCALES 0
 #define FLOAT_RV 1
 #define FLOAT_NC 6
 #define HAS_AMX 0
@@ -100,6 +103,7 @@ static INLINE vi vi_and(vi x, vi y) { return VI2(_mm256_and_si256(x.a, y.a), _mm
 static INLINE vi vi_or(vi x, vi y) { return VI2(_mm256_or_si256(x.a, y.a), _mm256_or_si256(x.b, y.b)); }
 static INLINE vi vi_xor(vi x, vi y) { return VI2(_mm256_xor_si256(x.a, y.a), _mm256_xor_si256(x.b, y.b)); }
 static INLINE vi vi_max(vi x, vi y) { return VI2(_mm256_max_epi32(x.a, y.a), _mm256_max_epi32(x.b, y.b)); }
+static INLINE vf vf_of_nibbles(vi x) { return vf_from_vi(vi_and(x, vi_set1(15))); }
 #define vi_sra(x, n) VI2(_mm256_srai_epi32((x).a, n), _mm256_srai_epi32((x).b, n))
 #define vi_srl(x, n) VI2(_mm256_srli_epi32((x).a, n), _mm256_srli_epi32((x).b, n))
 #define vi_sll(x, n) VI2(_mm256_slli_epi32((x).a, n), _mm256_slli_epi32((x).b, n))
@@ -108,6 +112,10 @@ static INLINE __m256i words_x16(__m256i x, __m256i y) { return _mm256_permute4x6
 static INLINE vi vi_words(vi x, vi y) { return VI2(words_x16(x.a, x.b), words_x16(y.a, y.b)); }
 static INLINE vi vi_add16(vi x, vi y) { return VI2(_mm256_add_epi16(x.a, y.a), _mm256_add_epi16(x.b, y.b)); }
 static INLINE vi vi_sub16(vi x, vi y) { return VI2(_mm256_sub_epi16(x.a, y.a), _mm256_sub_epi16(x.b, y.b)); }
+static INLINE vi vi_mul16(vi x, vi y) { return VI2(_mm256_mullo_epi16(x.a, y.a), _mm256_mullo_epi16(x.b, y.b)); }
+static INLINE vi vi_merge16(vi low, vi high) {
+    return VI2(_mm256_blend_epi16(low.a, high.a, 0xaa), _mm256_blend_epi16(low.b, high.b, 0xaa));
+}
 static INLINE vi vi_max16(vi x, vi y) { return VI2(_mm256_max_epi16(x.a, y.a), _mm256_max_epi16(x.b, y.b)); }
 #define vi_sra16(x, n) VI2(_mm256_srai_epi16((x).a, n), _mm256_srai_epi16((x).b, n))
 #define vi_sll16(x, n) VI2(_mm256_slli_epi16((x).a, n), _mm256_slli_epi16((x).b, n))
@@ -118,10 +126,6 @@ static INLINE void vi_store_bytes(int8_t *p, vi words) {
 static INLINE vb vb_lookup16(const uint8_t *table, vb index) {
     __m256i t = _mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)table));
     return VI2(_mm256_shuffle_epi8(t, index.a), _mm256_shuffle_epi8(t, index.b));
-}
-static INLINE vb vb_mul(vb x, vi factor) {
-    vi both = vi_or(factor, vi_sll(factor, 16));
-    return VI2(_mm256_mullo_epi16(x.a, both.a), _mm256_mullo_epi16(x.b, both.b));
 }
 static INLINE __m256i add_where_x8(__m256i x, __m256i bits, __m256i mask, __m256i value) {
     return _mm256_add_epi8(x, _mm256_and_si256(_mm256_cmpeq_epi8(_mm256_and_si256(bits, mask), mask), value));
@@ -167,6 +171,9 @@ static INLINE vi vb_low_words(vb x) {
 static INLINE vi vb_high_words(vb x) {
     __m256i from = _mm256_broadcastsi128_si256(HIGH_WORDS_OF_FOURS);
     return VI2(_mm256_shuffle_epi8(x.a, from), _mm256_shuffle_epi8(x.b, from));
+}
+static INLINE vi dot_pairs(vi acc, vi x, vi y) {
+    return VI2(dot_words_x8(acc.a, x.a, y.a), dot_words_x8(acc.b, x.b, y.b));
 }
 static INLINE vi dot_words(vi acc, vi w, const int16_t *x) {
     int32_t two;

@@ -10,9 +10,11 @@ typedef __m512i vb; /* 64 bytes: 4 for each of 16 rows */
 #define INT_NC 6
 #define INT_SUMS_STAY 1
 #define INT_TILED 9     /* columns from which a tile pays */
+#define INT_KEEPS_SCALES 1
 #define FLOAT_RV 2      /* row groups and columns of the float tile */
 #define FLOAT_NC 12
 #define DOT_FULL_BIASED 1
+#define DOT_LOW_MOST 255
 #if __has_include(<amxbf16intrin.h>)
 #define HAS_AMX 1
 #else
@@ -42,6 +44,9 @@ static INLINE vf vf_zero_below(vf a, vf x, float limit) {
     return _mm512_maskz_mov_ps(_mm512_cmp_ps_mask(x, _mm512_set1_ps(limit), _CMP_NLT_UQ), a);
 }
 static INLINE vf vf_from_vi(vi a) { return _mm512_cvtepi32_ps(a); }
+static INLINE vf vf_of_nibbles(vi a) {
+    return _mm512_permutexvar_ps(a, _mm512_setr_ps(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15));
+}
 static INLINE vi vf_bits(vf a) { return _mm512_castps_si512(a); }
 static INLINE vf vf_of_bits(vi a) { return _mm512_castsi512_ps(a); }
 static INLINE vf vf_load_f16(const uint16_t *p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i *)p)); }
@@ -76,6 +81,8 @@ static INLINE vi vi_words(vi a, vi b) {
 }
 static INLINE vi vi_add16(vi a, vi b) { return _mm512_add_epi16(a, b); }
 static INLINE vi vi_sub16(vi a, vi b) { return _mm512_sub_epi16(a, b); }
+static INLINE vi vi_mul16(vi a, vi b) { return _mm512_mullo_epi16(a, b); }
+static INLINE vi vi_merge16(vi low, vi high) { return _mm512_mask_blend_epi16(0xaaaaaaaa, low, high); }
 static INLINE vi vi_max16(vi a, vi b) { return _mm512_max_epi16(a, b); }
 #define vi_sra16(a, n) _mm512_srai_epi16(a, n)
 #define vi_sll16(a, n) _mm512_slli_epi16(a, n)
@@ -85,9 +92,6 @@ static INLINE void vi_store_bytes(int8_t *p, vi words) {
 
 static INLINE vb vb_lookup16(const uint8_t *table, vb index) {
     return _mm512_shuffle_epi8(_mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)table)), index);
-}
-static INLINE vb vb_mul(vb a, vi factor) {
-    return _mm512_mullo_epi16(a, _mm512_or_si512(factor, _mm512_slli_epi32(factor, 16)));
 }
 static INLINE vb vb_add_where(vb a, vb bits, vb mask, vb value) {
     return _mm512_mask_add_epi8(a, _mm512_test_epi8_mask(bits, mask), a, value);
@@ -101,6 +105,7 @@ static INLINE vi dot_low(vi acc, vb w, const int8_t *x) {
 static INLINE vi dot_full(vi acc, vb w, const int8_t *x) { return dot_low(acc, w, x); }
 static INLINE vi vb_low_words(vb a) { return _mm512_shuffle_epi8(a, _mm512_broadcast_i32x4(LOW_WORDS_OF_FOURS)); }
 static INLINE vi vb_high_words(vb a) { return _mm512_shuffle_epi8(a, _mm512_broadcast_i32x4(HIGH_WORDS_OF_FOURS)); }
+static INLINE vi dot_pairs(vi acc, vi a, vi b) { return _mm512_dpwssd_epi32(acc, a, b); }
 static INLINE vi dot_words(vi acc, vi w, const int16_t *x) {
     int32_t two;
     memcpy(&two, x, 4);

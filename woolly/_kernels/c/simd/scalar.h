@@ -19,10 +19,12 @@ typedef uint8_t vu8 __attribute__((vector_size(64)));
 #define INT_NC 2
 #define INT_SUMS_STAY 1 /* in registers, from block to block */
 #define INT_DIRECT_RARE 1
+#define INT_KEEPS_SCALES 0
 #define FLOAT_RV 1
 #define FLOAT_NC 2
 #define HAS_AMX 0
 #define HAS_BF16 0
+#define DOT_LOW_MOST 255  /* dot_low takes bytes up to it */
 #define DOT_FULL_BIASED 1 /* dot_full takes bytes biased by 128 and leaves the correction to its caller */
 
 #define LANES(i) for (int i = 0; i < 16; i++)
@@ -119,6 +121,8 @@ static INLINE vi vi_max(vi x, vi y) { return vi_select(x > y, x, y); }
 #define vi_sra(x, n) ((vi)(x) >> (n))
 #define vi_srl(x, n) ((vi)((vu)(x) >> (n)))
 #define vi_sll(x, n) ((vi)((vu)(x) << (n)))
+/* the lowest 4 bits of each lane as a number */
+static INLINE vf vf_of_nibbles(vi x) { return vf_from_vi(x & 15); }
 /* a vector as 32 words of 16 bits: from 16 values each, saturating; arithmetic, without a carry from word to word; their low
  * bytes, where a signed byte holds them */
 static INLINE vi vi_words(vi x, vi y) {
@@ -129,6 +133,9 @@ static INLINE vi vi_words(vi x, vi y) {
 }
 static INLINE vi vi_add16(vi x, vi y) { return (vi)((vu16)x + (vu16)y); }
 static INLINE vi vi_sub16(vi x, vi y) { return (vi)((vu16)x - (vu16)y); }
+static INLINE vi vi_mul16(vi x, vi y) { return (vi)((vu16)x * (vu16)y); }
+/* words 0, 2, 4 .. of one vector, 1, 3, 5 .. of another */
+static INLINE vi vi_merge16(vi low, vi high) { return (low & 0xffff) | (high & (int32_t)0xffff0000); }
 static INLINE vi vi_max16(vi x, vi y) { return vi_select((vi)((vi16)x > (vi16)y), x, y); }
 #define vi_sra16(x, n) ((vi)((vi16)(x) >> (n)))
 #define vi_sll16(x, n) ((vi)((vu16)(x) << (n)))
@@ -143,14 +150,12 @@ static INLINE vb vb_lookup16(const uint8_t *table, vb index) {
     for (int i = 0; i < 64; i++) bytes[i] = table[bytes[i]];
     return vi_load(bytes);
 }
-/* the bytes of each row times its factor; no product passes 255 */
-static INLINE vb vb_mul(vb x, vi factor) { return (vb)((vu)x * (vu)factor); }
 /* x, plus value in the bytes whose bit of mask is set in bits; mask has one bit a byte */
 static INLINE vb vb_add_where(vb x, vb bits, vb mask, vb value) {
     return (vb)((vu8)x + ((vu8)value & (vu8)(((vu8)bits & (vu8)mask) != 0)));
 }
 
-/* acc[r] += sum over i of w[4 r + i] x[i]: unsigned weights of at most 127, signed activations */
+/* acc[r] += sum over i of w[4 r + i] x[i]: unsigned weights of at most DOT_LOW_MOST, signed activations */
 static INLINE vi dot_low(vi acc, vb w, const int8_t *x) {
     LANES(r) {
         uint32_t four = (uint32_t)w[r];
@@ -168,6 +173,11 @@ static INLINE vi vb_high_words(vb x) { return vb_low_words(vi_srl(x, 16)); }
 /* acc[r] += w[2 r] x[0] + w[2 r + 1] x[1]: signed words */
 static INLINE vi dot_words(vi acc, vi w, const int16_t *x) {
     LANES(r) acc[r] += (int16_t)w[r] * x[0] + (w[r] >> 16) * x[1];
+    return acc;
+}
+/* the same for two vectors of words */
+static INLINE vi dot_pairs(vi acc, vi x, vi y) {
+    LANES(r) acc[r] += (int16_t)x[r] * (int16_t)y[r] + (x[r] >> 16) * (y[r] >> 16);
     return acc;
 }
 

@@ -23,6 +23,13 @@ static INLINE void prefetch_part(const char *from, int n_bytes, int i, int n) {
 
 /* What was read before is read again after: the compiler would keep it for later in registers that are needed now */
 #define READ_AGAIN __asm__ volatile("" ::: "memory")
+/* The same for what is read by this copy of a pointer */
+#define NOT_KEPT(pointer)                                                                                              \
+    ({                                                                                                                 \
+        __typeof__(pointer) copy = (pointer);                                                                          \
+        __asm__("" : "+r"(copy));                                                                                      \
+        copy;                                                                                                          \
+    })
 
 #if defined(__AVX512VNNI__)
 #define UNROLL _Pragma("GCC unroll 16")
