@@ -251,7 +251,13 @@ MODELS = {
                 "sliding_window": 30,
                 "rope_parameters": {"full_attention": YARN, "sliding_attention": BASE["rope_parameters"]},
             },
-            {"attention.sliding_window": None, **YARN_KEYS},
+            {
+                "attention.sliding_window": None,
+                "attention.sliding_window_pattern": 2,
+                "rope.freq_base_swa": 500.0,
+                "rope.scaling.yarn_attn_factor": 0.9,
+                **YARN_KEYS,
+            },
         ),
         OracleModel("granite", "granite", "Granite", GRANITE, GRANITE_KEYS),
         OracleModel("granite-biases", "granite", "Granite", {**GRANITE, **HEADS_OF_80, "attention_bias": True}),
@@ -419,20 +425,26 @@ def random_tensor(model: OracleModel, name: str, shape: tuple[int, ...]) -> Arra
 # The GGUF file
 
 
-def write_gguf(model: OracleModel, path: str | Path, *, changes: dict[str, Any] | None = None) -> Path:
+def write_gguf(
+    model: OracleModel, path: str | Path, *, changes: dict[str, Any] | None = None, fuses_qkv: bool = False
+) -> Path:
     """Write the model as llama.cpp's converter would, but for keys whose values are others, or None: missing."""
     writer = gguf.GGUFWriter(path, model.arch)
     for key, value in {**metadata(model), **(changes or {})}.items():
         if value is not None:
-            add = {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string, bool: writer.add_bool}[
-                type(value)
-            ]
+            adders = {int: writer.add_uint32, float: writer.add_float32, str: writer.add_string, bool: writer.add_bool}
+            add = adders.get(type(value), writer.add_array)
             add(f"{model.arch}.{key}", value)
     add_tokenizer(writer, VOCAB)
+    written: dict[str, Array] = {}
     for name, values in hf_weights(model).items():
         tensors = oracle_experts.gguf_tensors(model, name, values)
-        for ours, array in (tensors or {gguf_name(model, name): gguf_values(model, name, values)}).items():
-            writer.add_tensor(ours, array)
+        written |= tensors or {gguf_name(model, name): gguf_values(model, name, values)}
+    for name in [name for name in written if fuses_qkv and ".attn_q." in name]:
+        parts = [written.pop(name.replace("attn_q", f"attn_{i}")) for i in "qkv"]
+        written[name.replace("attn_q", "attn_qkv")] = np.concatenate(parts)
+    for name, values in written.items():
+        writer.add_tensor(name, values)
     for name, factors in frequency_factors(model).items():
         writer.add_tensor(f"{name}.weight", np.array(factors, np.float32))
     writer.write_header_to_file()
@@ -451,10 +463,10 @@ def write_tiny(arch: str, path: str | Path, **options: Any) -> Path:
     return write_gguf(next(model for model in MODELS.values() if model.arch == arch), path)
 
 
-def metadata(model: OracleModel) -> dict[str, int | float | str]:
+def metadata(model: OracleModel) -> dict[str, Any]:
     """Keys behind the architecture's name, and their values."""
     eps = "norm_epsilon" if model.arch == "starcoder2" else "rms_norm_eps"
-    values: dict[str, int | float | str] = {
+    values: dict[str, Any] = {
         "block_count": model["num_hidden_layers"],
         "context_length": model["max_position_embeddings"],
         "embedding_length": model["hidden_size"],
@@ -468,6 +480,13 @@ def metadata(model: OracleModel) -> dict[str, int | float | str]:
         values |= {"attention.key_length": model.head_dim, "attention.value_length": model.head_dim}
     if model.get("sliding_window"):
         values["attention.sliding_window"] = model["sliding_window"]
+    if model.hf_class == "Olmo3":
+        values["attention.sliding_window_pattern"] = [i % 4 != 3 for i in range(model["num_hidden_layers"])]
+        values["rope.freq_base_swa"] = model["rope_parameters"]["sliding_attention"]["rope_theta"]
+        values["rope.scaling.yarn_attn_factor"] = 0.1 * math.log(model.rope["factor"]) + 1
+    if model.arch == "granite":  # as of dense models of Granite 4
+        values["attention.head_count_kv"] = [model["num_key_value_heads"]] * model["num_hidden_layers"]
+        values |= {"expert_count": 0, "expert_shared_feed_forward_length": model["intermediate_size"]}
     if model.arch in (*PERMUTED, "phi3", "glm4"):
         values["rope.dimension_count"] = int(model.head_dim * model.rope.get("partial_rotary_factor", 1.0))
     for key, name in {

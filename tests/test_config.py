@@ -179,7 +179,7 @@ def test_rope_scaling_that_is_incomplete_or_not_implemented_is_refused() -> None
         message = rf"rope\.scaling\.factor: expected a number for scaling of type '{kind}', the key is missing"
         with pytest.raises(GGUFError, match=message):
             read(rope__scaling__type=kind)
-    for key, value in (("yarn_ext_factor", 0.5), ("yarn_attn_factor", 2.0), ("yarn_log_multiplier", 0.1)):
+    for key, value in (("yarn_ext_factor", 0.5), ("yarn_log_multiplier", 0.1)):
         with pytest.raises(UnsupportedModelError, match=rf"{key}: values other than \d are not supported yet"):
             read(rope__scaling__type="yarn", rope__scaling__factor=2.0, **{f"rope__scaling__{key}": value})
     with pytest.raises(GGUFError, match=r"llama\.rope\.freq_base: YaRN needs a base above 1, got 1\.0"):
@@ -189,6 +189,41 @@ def test_rope_scaling_that_is_incomplete_or_not_implemented_is_refused() -> None
             read(rope__scaling__factor=factor)
     with pytest.raises(GGUFError, match=r"rope\.scaling\.original_context_length: expected an integer of 1 to"):
         read(rope__scaling__original_context_length=0)
+
+
+@pytest.mark.parametrize(
+    ("written", "ours"), [(1.0, 1.0), (1 + 0.1 * math.log(4), 1.0), (0.8, 0.8 / (1 + 0.1 * math.log(4)))]
+)
+def test_an_attention_factor_stands_for_the_usual_one(written: float, ours: float) -> None:
+    given = {"type": "yarn", "factor": 4.0, "yarn_attn_factor": float(np.float32(written))}
+    config = read(**{f"rope__scaling__{key}": value for key, value in given.items()})
+    assert config.rope_scaling.attention_factor == pytest.approx(ours, rel=1e-7)
+
+
+@pytest.mark.parametrize("key", ["attention__head_count", "attention__head_count_kv", "feed_forward_length"])
+def test_a_number_may_be_given_for_each_layer(key: str) -> None:
+    n_layers, value = read().n_layers, {"attention__head_count": 4, "attention__head_count_kv": 2}.get(key, 96)
+    assert read(**{key: np.full(n_layers, value, np.int32)}) == read(**{key: value})
+    with pytest.raises(UnsupportedModelError, match="layers that differ are not supported"):
+        read(**{key: np.append(np.full(n_layers - 1, value, np.int32), np.int32(1))})
+    with pytest.raises(GGUFError, match=f"expected an array of {n_layers} integers"):
+        read(**{key: np.full(n_layers + 1, value, np.int32)})
+    with pytest.raises(GGUFError, match="expected integers of 1 to"):
+        read(**{key: np.zeros(n_layers, np.int32)})
+
+
+def test_layers_that_slide_have_a_period() -> None:
+    def period(slides: list[bool] | int) -> int:
+        pattern = slides if isinstance(slides, int) else np.array(slides)
+        return read("gemma3", block_count=6, attention__sliding_window_pattern=pattern).global_every
+
+    assert period(4) == period([True, True, True, False, True, True]) == 4
+    assert period([True] * 5 + [False]) == 6
+    assert period([True] * 6) > 6
+    assert period([False] * 6) == 1
+    for slides in ([True, True, False, True, False, True], [False, True, False, True, False, True]):
+        with pytest.raises(UnsupportedModelError, match="layers slide without a period"):
+            period(slides)
 
 
 @pytest.mark.parametrize("key", gguf_config.ARITHMETIC)

@@ -193,7 +193,10 @@ def test_inspect_shows_a_folder(llama: tuple[Path, Path], capsys: pytest.Capture
         ),
         ({"num_hidden_layers": 1}, r"'model.layers.1.*': config.json says num_hidden_layers is 1"),
         ({"num_hidden_layers": 3}, "layers 0 and 2 differ: attn_k.weight is in one of them only"),
-        ({"rope_scaling": {"type": "dynamic"}}, "rope_type 'dynamic' is not supported; those that are: default, lin"),
+        ({"rope_scaling": {"type": "ntk"}}, "rope_type 'ntk' is not supported; those that are: default, dynamic, lin"),
+        ({"rope_scaling": {"type": "yarn", "factor": 2.0, "truncate": False}}, "truncate is not True for this model"),
+        ({"quantization_config": {"quant_method": "fp8"}}, "quantization_config.quant_method 'fp8' is not supported"),
+        ({"quantization_config": {"quant_method": "mxfp4"}}, "quantization_config.quant_method 'mxfp4' is not supp"),
         ({"rope_scaling": {"type": "linear"}}, "rope_scaling.factor: expected a number, it is missing"),
         ({"rope_scaling": [1]}, r"rope_scaling: expected an object, got \[1\]"),
         ({"tie_word_embeddings": "no"}, "tie_word_embeddings: expected true or false, got 'no'"),
@@ -207,13 +210,19 @@ def test_bad_settings_are_refused(llama: tuple[Path, Path], changes: dict[str, A
     assert str(folder) in str(error.value)
 
 
+SLOWED = {"sliding_attention": {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}, "full_attention": {}}
+
+
 @pytest.mark.parametrize(
     ("name", "changes", "message"),
     [
         ("Gemma3ForCausalLM", {"layer_types": ["full_attention"] * 2}, "layer_types is .* the pattern"),
         ("Gemma3ForCausalLM", {"query_pre_attn_scalar": 7}, "query_pre_attn_scalar is 7, what is supported is 16"),
-        ("Gemma3ForCausalLM", {"final_logit_softcapping": 30.0}, "final_logit_softcapping is 30.0, .* null"),
-        ("Gemma3ForCausalLM", {"sliding_window_pattern": 5}, "sliding_window_pattern is 5"),
+        ("Gemma3ForCausalLM", {"attn_logit_softcapping": 30.0}, "attn_logit_softcapping is 30.0, .* null"),
+        ("Gemma3ForCausalLM", {"use_bidirectional_attention": True}, "use_bidirectional_attention is True"),
+        ("Gemma3ForCausalLM", {"sliding_window": 8, "rope_parameters": SLOWED}, "without scaling on layers that slide"),
+        ("Olmo3ForCausalLM", {"sliding_window": 8, "rope_parameters": SLOWED}, "without scaling on layers that slide"),
+        ("Olmo3ForCausalLM", {"layer_types": ["full_attention"] * 2}, "the pattern that the architecture was publis"),
         ("Qwen2ForCausalLM", {"use_sliding_window": True}, "use_sliding_window is True, what is supported is false"),
         ("Qwen3MoeForCausalLM", {"norm_topk_prob": False}, "norm_topk_prob is False, what is supported is true"),
         ("Qwen3MoeForCausalLM", {"norm_topk_prob": True, "mlp_only_layers": [1]}, "experts in every layer"),
@@ -240,6 +249,11 @@ def test_tensors_without_a_place_are_refused(llama: tuple[Path, Path]) -> None:
     ("rename", "more", "message"),
     [
         (lambda name: None if "embed" in name else name, {}, "its weights have no embedding"),
+        (
+            lambda name: None if "lm_head" in name else name,
+            {},
+            "no file has lm_head.weight, and tie_word_embeddings is f",
+        ),
         (
             lambda name: name,
             {"norm.weight": np.ones(64)},

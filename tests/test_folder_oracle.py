@@ -32,6 +32,10 @@ GEMMA = {"head_dim": 32, "query_pre_attn_scalar": 32, "sliding_window": 8, "hidd
 MULTIPLIERS = {"embedding_multiplier": 2.0, "logits_scaling": 3.0, "residual_multiplier": 0.5}
 LLAMA3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 64}
 EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "norm_topk_prob": True}
+OLMO3_ROPE = {
+    "full_attention": {"rope_type": "yarn", "rope_theta": 500.0, "factor": 4.0, "original_max_position_embeddings": 64},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 300.0},
+}
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("Llama", {"attention_bias": False}),
     "llama, tied, long": ("Llama", {"tie_word_embeddings": True, "rope_scaling": {"rope_type": "llama3", **LLAMA3}}),
@@ -43,8 +47,15 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "gemma": ("Gemma", {"head_dim": 32}),
     "gemma2": ("Gemma2", GEMMA),
     "gemma3": ("Gemma3", GEMMA | {"num_hidden_layers": 7}),
+    "gemma3, every third, capped": (
+        "Gemma3",
+        GEMMA | {"num_hidden_layers": 4, "sliding_window_pattern": 3, "final_logit_softcapping": 2.0},
+    ),
+    "qwen2, no layer slides": ("Qwen2", {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 2}),
+    "qwen2, dynamic": ("Qwen2", {"rope_scaling": {"rope_type": "dynamic", "factor": 4.0}}),
     "phi3": ("Phi3", {}),
     "olmo2": ("Olmo2", {}),
+    "olmo3": ("Olmo3", {"num_hidden_layers": 5, "sliding_window": 8, "rope_parameters": OLMO3_ROPE}),
     "granite": ("Granite", {"attention_multiplier": 0.2, **MULTIPLIERS}),
     "smollm3": ("SmolLM3", {"num_hidden_layers": 5}),
     "starcoder2": ("Starcoder2", {"sliding_window": None}),
@@ -88,4 +99,4 @@ def test_logits_are_those_of_transformers(tmp_path: Path, name: str) -> None:
 
 def test_every_recipe_is_tried() -> None:
     tried = {f"{model}ForCausalLM" for model, _ in MODELS.values()}
-    assert tried | {"Gemma3ForConditionalGeneration"} == set(RECIPES)
+    assert tried | {"Gemma3ForConditionalGeneration", "Ernie4_5_ForCausalLM"} == set(RECIPES)

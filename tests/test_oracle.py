@@ -67,6 +67,14 @@ def test_logits_are_those_of_transformers(tmp_path: Path, name: str) -> None:
         assert model.forward(oracle.TOKENS).tobytes() == logits.tobytes()
 
 
+def test_q_k_and_v_may_be_one_tensor_with_one_bias(tmp_path: Path) -> None:
+    model = oracle.MODELS["qwen2"]
+    with load(oracle.write_gguf(model, tmp_path / "apart.gguf")) as apart:
+        logits = apart.forward(oracle.TOKENS)
+    with load(oracle.write_gguf(model, tmp_path / "fused.gguf", fuses_qkv=True)) as fused:
+        assert fused.forward(oracle.TOKENS).tobytes() == logits.tobytes()
+
+
 KEYS = [(name, key, value) for name, model in oracle.MODELS.items() for key, value in model.matters.items()]
 
 

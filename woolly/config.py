@@ -1,6 +1,12 @@
 """What a model is made of, in the field's words. Knows no file format: each architecture reads its own."""
 
+import math
 from dataclasses import dataclass
+
+
+def yarn_attention_factor(factor: float) -> float:
+    """What YaRN multiplies cos and sin with, as a rule. Peng et al. 2023, arXiv:2309.00071, equation 22."""
+    return 1 + 0.1 * math.log(max(1.0, factor))
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from woolly._kernels import PackedMatrix, Program
-from woolly.config import ExpertConfig, ModelConfig, RopeScaling
+from woolly.config import ExpertConfig, ModelConfig, RopeScaling, yarn_attention_factor
 from woolly.errors import GGUFError
 from woolly.weights import Weights
 
@@ -66,7 +66,7 @@ class RopeTable:
         elif scaling.kind == "yarn":
             slow = yarn_ramp(n_rot, theta, scaling)
             frequencies = frequencies * (1 - slow) + frequencies / scaling.factor * slow
-            factor *= 1 + 0.1 * math.log(max(1.0, scaling.factor))
+            factor *= yarn_attention_factor(scaling.factor)
         cos, sin = _turns(n_ctx, frequencies)
         self.cos = (factor * cos).astype(np.float32)
         self.sin = (factor * sin).astype(np.float32)
@@ -193,8 +193,13 @@ def attention(
     else:
         matrices = [weights.matrix(f"{name}{i}.weight", (n, config.hidden_size)) for i, n in sizes.items()]
     p.matmul(list(sizes), h, matrices, name=name + "qkv")
-    for i in sizes:
-        add_bias(p, i, weights, name + i)
+    if f"{name}qkv.bias" in weights:
+        bias = weights.vector(f"{name}qkv.bias", sum(sizes.values()))
+        for i, part in zip(sizes, np.split(bias, np.cumsum(list(sizes.values()))[:-1]), strict=True):
+            p.bias(i, part, name=f"{name}{i}_bias")
+    else:
+        for i in sizes:
+            add_bias(p, i, weights, name + i)
     if qk_norm == "width":
         for i in "qk":
             weight = weights.vector(f"{name}{i}_norm.weight", sizes[i])

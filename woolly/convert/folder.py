@@ -23,7 +23,7 @@ from woolly.convert.config_json import JsonObject, read_json
 from woolly.convert.recipes import EXPERT, Recipe, common_keys, find_recipe
 from woolly.convert.tensors import Made, Part, made
 from woolly.convert.tokenizer_json import read_tokenizer
-from woolly.errors import CheckpointError
+from woolly.errors import CheckpointError, UnsupportedModelError
 from woolly.formats import FORMATS
 from woolly.gguf_file import TensorInfo
 from woolly.metadata import Metadata, show
@@ -84,9 +84,12 @@ class ModelFolder(Closing):
         recipe = find_recipe(config)
         text_config = _text_config(config, recipe)
         files = [SafetensorsFile.open(file) for file in weight_files(folder)]
+        _check_quantization(config, recipe)
         parts = _collect(files, skips_images="vision_config" in config)
         if _is_tied(config, text_config, recipe):
             parts.pop("lm_head.weight", None)
+        elif "lm_head.weight" not in parts and "tie_word_embeddings" in {**text_config.fields, **config.fields}:
+            raise CheckpointError(f"{folder}: no file has lm_head.weight, and tie_word_embeddings is false")
         keys, added = common_keys(text_config, recipe)
         makers = arrange(recipe, text_config, parts)
         vocab_size = makers["token_embd.weight"].shape[0]
@@ -232,6 +235,18 @@ def _text_config(config: JsonObject, recipe: Recipe) -> JsonObject:
 def _is_tied(config: JsonObject, text_config: JsonObject, recipe: Recipe) -> bool:
     default = text_config.get_bool("tie_word_embeddings", recipe.is_tied)
     return config.get_bool("tie_word_embeddings", default)
+
+
+def _check_quantization(config: JsonObject, recipe: Recipe) -> None:
+    """Refuse weights that are quantised in a way that these files have of their own."""
+    settings = config.get_object("quantization_config", None)
+    if settings is None:
+        return
+    method = settings.get_str("quant_method", "unknown")
+    if method != "mxfp4" or recipe.make_more is None:
+        raise UnsupportedModelError(
+            f"{config.path}: quantization_config.quant_method {method!r} is not supported, F32, F16 and BF16 are"
+        )
 
 
 def _info(maker: Made) -> TensorInfo:

@@ -98,6 +98,7 @@ _MIXTRAL_EXPERTS = {
 _QWEN_EXPERTS = {"mlp.gate": "ffn_gate_inp"} | {
     f"mlp.experts.{{e}}.{name}_proj": f"ffn_{name}_exps" for name in ("gate", "up", "down")
 }
+_OLMO2 = {key: name for key, name in (_ATTENTION | _QK_NORM | _POST_NORMS | _MLP).items() if name != "attn_norm"}
 _GPT_OSS = _ATTENTION | {
     "post_attention_layernorm": "post_attention_norm",
     "self_attn.sinks": "attn_sinks",
@@ -130,7 +131,8 @@ def common_keys(config: JsonObject, recipe: Recipe) -> tuple[Keys, dict[str, Any
             "partial_rotary_factor", f"expected 2 to {head_dim(config)} dimensions to rotate, these are {n_rot}"
         )
     layer_type = "full_attention" if "layer_types" in config else None
-    rope, tensors = rope_keys(config, rope_parameters(config, layer_type), n_rot)
+    parameters = rope_parameters(config, layer_type)
+    rope, tensors = rope_keys(config, parameters, n_rot, truncates=recipe.arch != "gpt-oss")
     keys: Keys = {
         "block_count": config.get_int("num_hidden_layers"),
         "context_length": config.get_int("max_position_embeddings"),
@@ -176,7 +178,8 @@ def _check_layer_types(config: JsonObject, is_full: Callable[[int], bool]) -> No
 
 
 def _no_window(config: JsonObject) -> Keys:
-    if config.get_bool("use_sliding_window", False):
+    n_full = config.get_int("max_window_layers", 0)  # the first of them do not slide
+    if config.get_bool("use_sliding_window", False) and n_full < config.get_int("num_hidden_layers"):
         refuse(config, "use_sliding_window", "false")
     return {}
 
@@ -201,18 +204,38 @@ def _gemma2_keys(config: JsonObject) -> Keys:
 
 
 def _gemma3_keys(config: JsonObject) -> Keys:
-    _check_layer_types(config, lambda i: i % 6 == 5)
+    every = config.get_int("sliding_window_pattern", 6)
+    _check_layer_types(config, lambda i: i % every == every - 1)
     _check_attention_scale(config, layers_of_27b=62)
-    for key in ("attn_logit_softcapping", "final_logit_softcapping"):
-        if key in config:
-            refuse(config, key, "null")
-    if config.get_int("sliding_window_pattern", 6) != 6:
-        refuse(config, "sliding_window_pattern", "6")
-    local = config.get_float("rope_local_base_freq", 10000.0)
-    if "rope_parameters" in config:
-        local = rope_parameters(config, "sliding_attention").get_float("rope_theta")
+    if "attn_logit_softcapping" in config:
+        refuse(config, "attn_logit_softcapping", "null")
+    if config.get_bool("use_bidirectional_attention", False):
+        refuse(config, "use_bidirectional_attention", "false")
     keys: Keys = {"attention.sliding_window": config.get_int("sliding_window")}
+    if every != 6:
+        keys["attention.sliding_window_pattern"] = every
+    if "final_logit_softcapping" in config:
+        keys["final_logit_softcapping"] = config.get_float("final_logit_softcapping")
+    local = _local_rope_theta(config, config.get_float("rope_local_base_freq", 10000.0))
     return keys if local == 10000.0 else keys | {"rope.freq_base_swa": local}
+
+
+def _local_rope_theta(config: JsonObject, default: float) -> float:
+    """RoPE's base on layers that slide, which have no scaling."""
+    if "rope_parameters" not in config:
+        return default
+    parameters = rope_parameters(config, "sliding_attention")
+    if parameters.get_str("rope_type", "default") != "default":
+        refuse(config, "rope_parameters", "RoPE without scaling on layers that slide")
+    return parameters.get_float("rope_theta")
+
+
+def _olmo3_keys(config: JsonObject) -> Keys:
+    _check_layer_types(config, lambda i: i % 4 == 3)
+    theta = rope_parameters(config, "full_attention").get_float("rope_theta", 10000.0)
+    local = _local_rope_theta(config, theta)
+    keys: Keys = {"attention.sliding_window": config.get_int("sliding_window")}
+    return keys if local == theta else keys | {"rope.freq_base_swa": local}
 
 
 def _check_attention_scale(config: JsonObject, *, layers_of_27b: int) -> None:
@@ -343,14 +366,8 @@ RECIPES: dict[str, Recipe] = {
         _GEMMA, arch="gemma3", layer=_GEMMA2 | _QK_NORM, keys=_gemma3_keys, defaults=_GEMMA3_DEFAULTS
     ),
     "Phi3ForCausalLM": Recipe("phi3", _PHI3, keys=_phi3_keys),
-    "Olmo2ForCausalLM": Recipe(
-        "olmo2",
-        {
-            name: gguf
-            for name, gguf in (_ATTENTION | _QK_NORM | _POST_NORMS | _MLP).items()
-            if name != "input_layernorm"
-        },
-    ),
+    "Olmo2ForCausalLM": Recipe("olmo2", _OLMO2),
+    "Olmo3ForCausalLM": Recipe("olmo2", _OLMO2, keys=_olmo3_keys),
     "GraniteForCausalLM": Recipe("granite", _LLAMA, keys=_granite_keys, transforms=_paired_heads),
     "SmolLM3ForCausalLM": Recipe("smollm3", _LLAMA, keys=_smollm3_keys, transforms=_paired_heads),
     "Starcoder2ForCausalLM": Recipe(
@@ -367,6 +384,7 @@ RECIPES: dict[str, Recipe] = {
 }
 # Models that also see: their text part is one of the above.
 RECIPES["Gemma3ForConditionalGeneration"] = RECIPES["Gemma3ForCausalLM"]
+RECIPES["Ernie4_5_ForCausalLM"] = RECIPES["Ernie4_5ForCausalLM"]  # as the first files say
 
 
 def find_recipe(config: JsonObject) -> Recipe:

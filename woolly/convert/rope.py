@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from woolly.config import yarn_attention_factor
 from woolly.convert.config_json import JsonObject
 from woolly.errors import UnsupportedModelError
 
@@ -25,8 +26,12 @@ def rope_parameters(config: JsonObject, layer_type: str | None = None) -> JsonOb
     return JsonObject(config.path, base | dict(scaling.fields), f"{config.prefix}rope_scaling.")
 
 
-def rope_keys(config: JsonObject, parameters: JsonObject, n_rot: int) -> tuple[dict[str, Any], dict[str, Any]]:
+def rope_keys(
+    config: JsonObject, parameters: JsonObject, n_rot: int, *, truncates: bool = True
+) -> tuple[dict[str, Any], dict[str, Any]]:
     """Keys under the architecture's prefix, and tensors, that make other engines rotate as this model does.
+
+    truncates : whether engines round the ends of YaRN's ramp to whole dimensions for this architecture.
 
     Returns
     -------
@@ -42,18 +47,19 @@ def rope_keys(config: JsonObject, parameters: JsonObject, n_rot: int) -> tuple[d
     theta = parameters.get_float("rope_theta", 10000.0)
     keys: dict[str, Any] = {"rope.freq_base": theta}
     kind = parameters.get_str("rope_type", None) or parameters.get_str("type", "default")
-    if kind == "default":
+    if kind in ("default", "dynamic"):  # which is the same within the positions of the training
         return keys, {}
     if kind == "linear":
         return keys | {"rope.scaling.type": "linear", "rope.scaling.factor": parameters.get_float("factor")}, {}
     if kind == "llama3":
         return keys, {"rope_freqs.weight": llama3_factors(parameters, theta, n_rot)}
     if kind == "yarn":
-        return keys | _yarn_keys(config, parameters), {}
+        return keys | _yarn_keys(config, parameters, truncates=truncates), {}
     if kind in ("longrope", "su"):
         return _longrope(config, parameters, keys, n_rot)
     raise UnsupportedModelError(
-        f"{config.path}: rope_type {kind!r} is not supported; those that are: default, linear, llama3, yarn, longrope"
+        f"{config.path}: rope_type {kind!r} is not supported; those that are: "
+        "default, dynamic, linear, llama3, yarn, longrope"
     )
 
 
@@ -72,8 +78,10 @@ def llama3_factors(parameters: JsonObject, theta: float, n_rot: int) -> NDArray[
     return (1 / ((1 - share) / factor + share)).astype(np.float32)
 
 
-def _yarn_keys(config: JsonObject, parameters: JsonObject) -> dict[str, Any]:
+def _yarn_keys(config: JsonObject, parameters: JsonObject, *, truncates: bool) -> dict[str, Any]:
     factor = parameters.get_float("factor")
+    if parameters.get_bool("truncate", True) != truncates:
+        raise UnsupportedModelError(f"{parameters.path}: {parameters.prefix}truncate is not {truncates} for this model")
     n_ctx = parameters.get_int("original_max_position_embeddings", None) or config.get_int("max_position_embeddings")
     keys = {
         "rope.scaling.type": "yarn",
@@ -85,7 +93,7 @@ def _yarn_keys(config: JsonObject, parameters: JsonObject) -> dict[str, Any]:
     for name in ("mscale", "mscale_all_dim"):
         if name in parameters:
             raise UnsupportedModelError(f"{parameters.path}: {parameters.prefix}{name} is not supported")
-    usual = 0.1 * math.log(factor) + 1 if factor > 1 else 1.0
+    usual = yarn_attention_factor(factor)
     attention_factor = parameters.get_float("attention_factor", usual)
     # Engines multiply by the usual factor themselves.
     return keys if attention_factor == usual else keys | {"rope.scaling.attn_factor": attention_factor / usual}

@@ -17,6 +17,7 @@ from woolly.models import gemma, gguf_config
 from woolly.weights import Weights
 
 WINDOW = 4096
+GLOBAL_EVERY = 2
 LAYERS_OF_27B = 46
 
 
@@ -26,6 +27,7 @@ def read_config(metadata: Metadata) -> ModelConfig:
         metadata,
         layers_of_27b=LAYERS_OF_27B,
         sliding_window=gguf_config.read_window(metadata, "gemma2", WINDOW),
+        global_every=gguf_config.read_period(metadata, "gemma2", GLOBAL_EVERY),
         attention_softcap=gguf_config.read_scale(metadata, "gemma2.attn_logit_softcapping", 50.0),
         logit_softcap=gguf_config.read_scale(metadata, "gemma2.final_logit_softcapping", 30.0),
     )
@@ -36,6 +38,6 @@ def record(p: Program, config: ModelConfig, weights: Weights, n_ctx: int) -> Non
     rope = layers.rope_table(config, weights, n_ctx)
     x, embedding = layers.embed(p, config, weights)
     for i in range(config.n_layers):
-        window = config.sliding_window if i % 2 == 0 else 0
+        window = config.sliding_window if (i + 1) % config.global_every else 0
         layers.block(p, x, config, weights, i, rope=rope, window=window, post_norm=True)
     layers.head(p, x, config, weights, embedding)

@@ -30,9 +30,7 @@ def read_config(metadata: Metadata) -> ModelConfig:
         metadata,
         layers_of_27b=LAYERS_OF_27B,
         sliding_window=gguf_config.read_window(metadata, "gemma3"),
-        global_every=gguf_config.read_int(
-            metadata, "gemma3.attention.sliding_window_pattern", 1, gguf_config.MAX_LAYERS, GLOBAL_EVERY
-        ),
+        global_every=gguf_config.read_period(metadata, "gemma3", GLOBAL_EVERY),
         rope_theta=gguf_config.read_positive(metadata, "gemma3.rope.freq_base", 1e12, 1e6),
         rope_theta_local=gguf_config.read_positive(metadata, "gemma3.rope.freq_base_swa", 1e12, LOCAL_ROPE_THETA),
         logit_softcap=gguf_config.read_scale(metadata, "gemma3.final_logit_softcapping", 0.0),

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from woolly.config import ExpertConfig, ModelConfig, RopeScaling
+from woolly.config import ExpertConfig, ModelConfig, RopeScaling, yarn_attention_factor
 from woolly.errors import GGUFError, UnsupportedModelError
 from woolly.metadata import Metadata, show
 
@@ -42,14 +42,14 @@ ARITHMETIC: dict[str, tuple[float, ...]] = {
     "attention.temperature_length": (0,),
     "attention.temperature_scale": (0,),
     "attention.value_length_swa": (),
-    "attn_logit_softcapping": (0,),
+    "attn_logit_softcapping": (0, 50),  # 50, and 30 below, are what some writers give models that have none
     "embedding_scale": (0, 1),
     "expert_count": (0,),
     "expert_group_count": (0, 1),
     "expert_group_used_count": (0, 1),
     "expert_shared_count": (0,),
     "expert_shared_feed_forward_length": (0,),
-    "final_logit_softcapping": (0,),
+    "final_logit_softcapping": (0, 30),
     "interleave_moe_layer_step": (0, 1),
     "leading_dense_block_count": (0,),
     "logit_scale": (0, 1),
@@ -81,8 +81,8 @@ def read_config(metadata: Metadata, **differences: Any) -> ModelConfig:
     has_layer_norm = differences.get("has_layer_norm", False)
     n_layers = read_int(metadata, f"{arch}.block_count", 1, MAX_LAYERS)
     hidden_size = read_int(metadata, f"{arch}.embedding_length", 1, MAX_SIZE)
-    n_heads = read_int(metadata, f"{arch}.attention.head_count", 1, 4096)
-    n_kv_heads = read_int(metadata, f"{arch}.attention.head_count_kv", 1, 4096, n_heads)
+    n_heads = read_same(metadata, f"{arch}.attention.head_count", n_layers, 4096)
+    n_kv_heads = read_same(metadata, f"{arch}.attention.head_count_kv", n_layers, 4096, n_heads)
     if n_heads % n_kv_heads:
         key, problem = f"{arch}.attention.head_count", f"{n_heads} heads are not a multiple of {n_kv_heads} KV heads"
         raise metadata.error(key, problem)
@@ -101,7 +101,7 @@ def read_config(metadata: Metadata, **differences: Any) -> ModelConfig:
         "architecture": arch,
         "vocab_size": read_vocab_size(metadata, arch),
         "hidden_size": hidden_size,
-        "intermediate_size": read_int(metadata, f"{arch}.feed_forward_length", 1, MAX_SIZE),
+        "intermediate_size": read_same(metadata, f"{arch}.feed_forward_length", n_layers, MAX_SIZE),
         "n_layers": n_layers,
         "n_heads": n_heads,
         "n_kv_heads": n_kv_heads,
@@ -126,6 +126,18 @@ def read_int(metadata: Metadata, key: str, least: int, most: int, *default: int)
     if not least <= value <= most:
         raise metadata.error(key, f"expected an integer of {least} to {most}, got {value}")
     return value
+
+
+def read_same(metadata: Metadata, key: str, n_layers: int, most: int, *default: int) -> int:
+    """An integer of 1 to `most`, or an array with one for each layer, all the same."""
+    if not isinstance(metadata.get(key), np.ndarray):
+        return read_int(metadata, key, 1, most, *default)
+    values = metadata.get_array(key, "int", length=n_layers)
+    if (values != values[0]).any():
+        raise UnsupportedModelError(f"{key}: layers that differ are not supported, these are {show(values)}")
+    if not 1 <= values[0] <= most:
+        raise metadata.error(key, f"expected integers of 1 to {most}, got {values[0]}")
+    return int(values[0])
 
 
 def read_positive(metadata: Metadata, key: str, most: float, *default: float) -> float:
@@ -153,6 +165,24 @@ def read_window(metadata: Metadata, arch: str, default: int = 0) -> int:
     return read_int(metadata, f"{arch}.attention.sliding_window", 0, MAX_SIZE, default)
 
 
+def read_period(metadata: Metadata, arch: str, default: int) -> int:
+    """Every how many layers one does not slide: a number, or an array that says of each layer whether it does.
+
+    Raises
+    ------
+    UnsupportedModelError
+        The layers of the array have no such period.
+    """
+    key = f"{arch}.attention.sliding_window_pattern"
+    if not isinstance(metadata.get(key), np.ndarray):
+        return read_int(metadata, key, 1, MAX_LAYERS, default)
+    slides = metadata.get_array(key, "bool", length=read_int(metadata, f"{arch}.block_count", 1, MAX_LAYERS))
+    period = int(np.argmin(np.append(slides, False))) + 1
+    if (slides != (np.arange(1, len(slides) + 1) % period != 0)).any():
+        raise UnsupportedModelError(f"{key}: layers slide without a period, which is not supported: {show(slides)}")
+    return period
+
+
 def read_experts(metadata: Metadata, *, gating: str = "softmax", required: bool = False) -> ExpertConfig | None:
     """The mixture of experts; None where the model has none and needs none.
 
@@ -167,7 +197,8 @@ def read_experts(metadata: Metadata, *, gating: str = "softmax", required: bool 
         known = ", ".join(f"{number} ({name})" for number, name in GATINGS.items())
         raise UnsupportedModelError(f"{arch}.expert_gating_func: {func} is not supported; those that are: {known}")
     gating = GATINGS[func] if func else gating
-    dense_size = read_int(metadata, f"{arch}.feed_forward_length", 1, MAX_SIZE)
+    n_layers = read_int(metadata, f"{arch}.block_count", 1, MAX_LAYERS)
+    dense_size = read_same(metadata, f"{arch}.feed_forward_length", n_layers, MAX_SIZE)
     return ExpertConfig(
         n_experts,
         n_used=read_int(metadata, f"{arch}.expert_used_count", 1, n_experts),
@@ -188,14 +219,19 @@ def read_rope_scaling(metadata: Metadata, arch: str, n_ctx_train: int) -> RopeSc
         raise UnsupportedModelError(f"{prefix}type: {kind!r} is not supported; those that are: linear, yarn, longrope")
     if kind in ("linear", "yarn") and f"{prefix}factor" not in metadata and legacy == 1:
         raise GGUFError(f"{prefix}factor: expected a number for scaling of type {kind!r}, the key is missing")
-    for name, as_trained in (("yarn_ext_factor", 1.0), ("yarn_attn_factor", 1.0), ("yarn_log_multiplier", 0.0)):
+    for name, as_trained in (("yarn_ext_factor", 1.0), ("yarn_log_multiplier", 0.0)):
         if metadata.get_float(prefix + name, as_trained) != as_trained:
             raise UnsupportedModelError(f"{prefix}{name}: values other than {as_trained:g} are not supported yet")
+    attention_factor = read_scale(metadata, prefix + "attn_factor")
+    whole = read_scale(metadata, prefix + "yarn_attn_factor")  # config.json's attention_factor; 1 is "not set", too
+    usual = yarn_attention_factor(factor)
+    if kind == "yarn" and whole != 1 and not math.isclose(whole, usual, rel_tol=1e-5):
+        attention_factor *= whole / usual
     return RopeScaling(
         kind,
         factor,
         n_ctx_original=read_int(metadata, prefix + "original_context_length", 1, MAX_SIZE, n_ctx_train),
-        attention_factor=read_scale(metadata, prefix + "attn_factor"),
+        attention_factor=attention_factor,
         beta_fast=read_scale(metadata, prefix + "yarn_beta_fast", 32.0),
         beta_slow=read_scale(metadata, prefix + "yarn_beta_slow", 1.0),
     )

@@ -20,6 +20,8 @@ from woolly.metadata import Metadata
 from woolly.models import gguf_config
 from woolly.weights import Weights
 
+GLOBAL_EVERY = 2
+
 
 def read_config(metadata: Metadata) -> ModelConfig:
     """The configuration from a GGUF file's metadata."""
@@ -28,6 +30,7 @@ def read_config(metadata: Metadata) -> ModelConfig:
         rope_pairing="neox",
         activation="swiglu_clamped",
         sliding_window=gguf_config.read_window(metadata, "gpt-oss"),
+        global_every=gguf_config.read_period(metadata, "gpt-oss", GLOBAL_EVERY),
         experts=gguf_config.read_experts(metadata, gating="softmax_chosen", required=True),
     )
 
@@ -38,6 +41,6 @@ def record(p: Program, config: ModelConfig, weights: Weights, n_ctx: int) -> Non
     rope = layers.RopeTable(n_ctx, config.rope_dim, config.rope_theta, scaling=scaling)
     x, embedding = layers.embed(p, config, weights)
     for i in range(config.n_layers):
-        window = config.sliding_window if i % 2 == 0 else 0
+        window = config.sliding_window if (i + 1) % config.global_every else 0
         layers.block(p, x, config, weights, i, rope=rope, window=window, sinks=True, mlp_norm="post_attention_norm")
     layers.head(p, x, config, weights, embedding)

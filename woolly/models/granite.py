@@ -1,4 +1,4 @@
-"""Granite 3: Llama's block with multipliers of the embeddings, attention scores, residual branches and logits.
+"""Granite 3, and the dense models of Granite 4: Llama's block with multipliers of the embeddings, attention scores, residual branches and logits.
 
     x = embedding_scale embed(tokens)
     x += residual_scale Wo attention(rmsnorm(x)),  scores are attention_scale (q . k)
@@ -29,6 +29,8 @@ def read_config(metadata: Metadata) -> ModelConfig:
     }
     if metadata.get_float("granite.attention.scale", 0.0):
         scales["attention_scale"] = gguf_config.read_scale(metadata, "granite.attention.scale")
+    # Dense models of Granite 4 give the MLP's size again as that of experts which they do not have.
+    metadata.get_int("granite.expert_shared_feed_forward_length", 0)
     return gguf_config.read_config(
         metadata, logit_scale=1 / gguf_config.read_scale(metadata, "granite.logit_scale"), **scales
     )

@@ -31,7 +31,7 @@
 #endif
 
 /* Bytes: weights of each row group that stream by are asked for so long before they are used */
-#define INT_AHEAD 16384
+#define INT_AHEAD 3072
 
 typedef struct {
     ALIGNED uint8_t q[INT_TILE * 8][INT_RV][64]; /* of a block, 8 groups of 4 bytes, or 16 of 2 words */
