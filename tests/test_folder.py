@@ -25,7 +25,7 @@ from woolly.convert.config_json import JsonObject
 from woolly.convert.folder import ModelFolder
 from woolly.convert.recipes import RECIPES
 from woolly.convert.rope import rope_keys
-from woolly.errors import CheckpointError, UnsupportedModelError, WoollyError
+from woolly.errors import CheckpointError, GGUFError, UnsupportedModelError, WoollyError
 from woolly.gguf_file import GGUFFile
 from woolly.stored_file import FileRange
 
@@ -186,7 +186,8 @@ def test_inspect_shows_a_folder(llama: tuple[Path, Path], capsys: pytest.Capture
         ({"num_key_value_heads": 0}, "num_key_value_heads: expected 1 to 4096, got 0"),
         ({"num_hidden_layers": 1 << 30}, "num_hidden_layers: expected 1 to 256, got 1073741824"),
         ({"head_dim": 1 << 30}, "head_dim: expected 1 to 1024, got 1073741824"),
-        ({"partial_rotary_factor": 1e99}, "partial_rotary_factor: expected 2 to 16 dimensions to rotate, these are 1"),
+        ({"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5, what is supported is 1"),
+        ({"attention_bias": True}, "attention_bias is true, but no file has layers.0.self_attn.q_proj.bias"),
         (
             {"num_attention_heads": 3},
             r"'model.layers.0.self_attn.q_proj.weight': shape \(64, 64\): expected a multiple",
@@ -252,7 +253,7 @@ def test_tensors_without_a_place_are_refused(llama: tuple[Path, Path]) -> None:
         (
             lambda name: None if "lm_head" in name else name,
             {},
-            "no file has lm_head.weight, and tie_word_embeddings is f",
+            "tie_word_embeddings is false, but no file has lm_head.weight",
         ),
         (
             lambda name: name,
@@ -264,12 +265,52 @@ def test_tensors_without_a_place_are_refused(llama: tuple[Path, Path]) -> None:
             {"model.norm.weight": np.ones((2, 2, 2, 2))},
             "one to three dim",
         ),
+        (lambda name: name.replace("layers.1.", "layers.01."), {}, "'model.layers.01.* no place in this architecture"),
+        (lambda name: name, {"embed_tokens": np.ones((320, 64))}, "'embed_tokens': it is what 'model.embed_tokens.wei"),
     ],
 )
 def test_misfitting_tensors_are_refused(llama: tuple[Path, Path], rename: Any, more: Any, message: str) -> None:
     rewrite(llama[1], rename, more)
     with pytest.raises(CheckpointError, match=message):
         woolly.load(llama[1])
+
+
+def test_an_index_names_what_there_is(llama: tuple[Path, Path]) -> None:
+    _, folder = llama
+    index = folder / "model.safetensors.index.json"
+    names = [f"model.layers.0.self_attn.{name}_proj.weight" for name in "qkvo"]
+    write_json(index, {"weight_map": dict.fromkeys(names, "model.safetensors")})
+    logits(folder)
+    write_json(index, {"weight_map": dict.fromkeys([*names, "lm_body.weight"], "model.safetensors")})
+    with pytest.raises(CheckpointError, match=r"index\.json: no file has the tensor 'lm_body\.weight'"):
+        woolly.load(folder)
+
+
+def test_a_head_that_differs_from_the_embedding_is_not_tied(llama: tuple[Path, Path]) -> None:
+    _, folder = llama
+    untied = logits(folder)
+    change_json(folder / "config.json", tie_word_embeddings=True)
+    assert logits(folder).tobytes() == untied.tobytes()
+    rewrite(folder, lambda name: None if name == "lm_head.weight" else name)
+    tied = logits(folder)
+    assert tied.tobytes() != untied.tobytes()
+    with ModelFolder.open(folder) as opened:
+        embedding = (
+            opened.bytes_of("token_embd.weight").read().view("<f4").reshape(opened.tensors["token_embd.weight"].shape)
+        )
+    rewrite(folder, lambda name: name, {"lm_head.weight": embedding})
+    with ModelFolder.open(folder) as opened:
+        assert "output.weight" not in opened.tensors
+    assert logits(folder).tobytes() == tied.tobytes()
+
+
+def test_pointers_of_git_lfs_are_named(llama: tuple[Path, Path], tmp_path: Path) -> None:
+    for path in (llama[1] / "model.safetensors", tmp_path / "model.gguf"):
+        path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n")
+        with pytest.raises(
+            (CheckpointError, GGUFError), match=r"a pointer of Git LFS, not the .* file that it stands for"
+        ):
+            woolly.load(path if path.suffix == ".gguf" else path.parent)
 
 
 def test_integers_are_no_weights(llama: tuple[Path, Path]) -> None:

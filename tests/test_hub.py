@@ -364,6 +364,7 @@ def test_catalogue():
 # --- the Hugging Face hub ---
 
 REPO_FILES = ["README.md", "m-Q4_K_M.gguf", "m-Q8_0.gguf", "m-f16.gguf", "mmproj-Q4_K_M.gguf", "m.safetensors"]
+KINDS = ["m-Q4_K_M.gguf", "m-UD-Q4_K_M.gguf", "m-Q4_K_M-imat.gguf", "sub/n-Q4_K_M.gguf", "m-imatrix.gguf"]
 SHARDED = ["Q8_0/m-Q8_0-00001-of-00002.gguf", "Q8_0/m-Q8_0-00002-of-00002.gguf", "m-IQ4_XS.gguf"]
 
 
@@ -378,6 +379,16 @@ SHARDED = ["Q8_0/m-Q8_0-00001-of-00002.gguf", "Q8_0/m-Q8_0-00002-of-00002.gguf",
         (SHARDED, "IQ4_XS", ["m-IQ4_XS.gguf"]),
         (["m.gguf"], None, ["m.gguf"]),
         (["a-Q8_0.gguf", "b-Q8_0.gguf"], "b-q8_0", ["b-Q8_0.gguf"]),
+        (KINDS[:3], "Q4_K_M", KINDS[:1]),
+        (KINDS[:3], None, KINDS[:1]),
+        (KINDS, "UD-Q4_K_M", KINDS[1:2]),
+        (KINDS, "m-Q4_K_M-imat", KINDS[2:3]),
+        (KINDS, "m-Q4_K_M.gguf", KINDS[:1]),
+        (KINDS, "sub/n-Q4_K_M.gguf", KINDS[3:4]),
+        (["m.gguf", "m-imatrix.gguf", "imatrix.gguf"], None, ["m.gguf"]),
+        (["m-Q8_0-imatrix.gguf", "m-Q4_0.gguf"], "Q8_0", ["m-Q8_0-imatrix.gguf"]),
+        (["m-00000-of-00000.gguf"], None, ["m-00000-of-00000.gguf"]),
+        (["m-Q8_0.gguf", "../m-Q4_0.gguf", "/m-Q4_0.gguf", "a//m-Q4_0.gguf"], None, ["m-Q8_0.gguf"]),
         (["m-00001-of-00002.gguf", "m-00002-of-00002.gguf"], None, ["m-00001-of-00002.gguf", "m-00002-of-00002.gguf"]),
     ],
 )
@@ -399,6 +410,8 @@ def test_choose_by_quantisation(files, quant, expected):
             "Q8_0",
             r"several files are Q8_0, give more of the name: a-Q8_0\.gguf, b-Q8_0",
         ),
+        (KINDS, "Q4_K_M", r"several files are Q4_K_M, give more of the name: m-Q4_K_M-imat\.gguf, m-Q4_K_M\.gguf"),
+        (["../m-Q4_0.gguf", "imatrix.gguf"], None, "the repository holds no GGUF model$"),
         (SHARDED[:1], "Q8_0", r"^hf:o/r: Q8_0/m-Q8_0-00002-of-00002\.gguf is missing$"),
         (["a.gguf", "b.gguf"], None, r"name one of its files by the quantisation: a\.gguf, b\.gguf$"),
     ],
@@ -406,6 +419,18 @@ def test_choose_by_quantisation(files, quant, expected):
 def test_choose_refuses(files, quant, message):
     with pytest.raises(DownloadError, match=message):
         hub_hf.choose("hf:o/r", files, quant)
+
+
+def test_the_cache_does_not_answer_for_another_kind(tmp_path):
+    folder = tmp_path / "o" / "r"
+    folder.mkdir(parents=True)
+    for name in KINDS[1:3]:
+        (folder / name).touch()
+    assert hub_hf.find_cached("hf:o/r:UD-Q4_K_M", tmp_path) == folder / KINDS[1]
+    assert hub_hf.find_cached("hf:o/r:Q4_K_M-imat", tmp_path) == folder / KINDS[2]
+    (folder / KINDS[2]).unlink()
+    assert hub_hf.find_cached("hf:o/r:Q4_K_M", tmp_path) is None
+    assert hub_hf.find_cached("hf:o/r", tmp_path) == folder / KINDS[1]
 
 
 @pytest.fixture

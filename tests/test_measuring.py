@@ -215,7 +215,10 @@ def test_errors_of_the_commands(folder, tmp_path, capsys):
         (["perplexity", a, "-f", text, "--ctx", "32", "--kl-base", text], "expected b'GGUF', found b'The '"),
         (["perplexity", a, "-f", text, "--ctx", "32", "--save-base", base], "the file exists; --force replaces it"),
         (["perplexity", b, "-f", text, "--ctx", "16", "--kl-base", base], "windows of 32 tokens, expected 16"),
-        (["perplexity", b, "-f", text, "--ctx", "32", "--kl-base", base], "of another text"),
+        (
+            ["perplexity", b, "-f", text, "--ctx", "32", "--kl-base", base],
+            "of 2 windows, the text has 7: choose with --ch",
+        ),
         (["perplexity", b, "-f", str(tmp_path / "more"), "--ctx", "32", "--chunks", "2", "--kl-base", base], "another"),
         (
             ["perplexity", str(tmp_path / "other.gguf"), "-f", text, "--ctx", "32", "--kl-base", base],

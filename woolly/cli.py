@@ -153,7 +153,7 @@ def _add_quantize(commands: Any) -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     parser.set_defaults(command="woolly.cli_quantize:quantize")
-    parser.add_argument("model", metavar="IN", help=_MODEL_HELP.partition(";")[0])
+    parser.add_argument("model", metavar="IN", help="path of a GGUF file, or a known name; `convert` takes folders")
     parser.add_argument("out", metavar="OUT.gguf", help="the file to write")
     parser.add_argument("type", metavar="TYPE", help="q4_k_m, q5_k_m, q6_k, q8_0, iq4_xs, q2_k, bf16 … (any case)")
     parser.add_argument("--dry-run", action="store_true", help="list what each tensor would become, write nothing")

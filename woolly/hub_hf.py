@@ -26,12 +26,13 @@ from woolly.terminal import format_bytes, progress_bar
 
 # What a name without a quantisation takes, the first that is there.
 _PREFERENCE = ("Q4_K_M", "Q4_0", "Q8_0", "Q5_K_M", "Q6_K", "Q4_K_S", "Q4_1", "BF16", "F16", "F32")
-_NAME = re.compile(r"hf:([\w-][\w.-]*/[\w-][\w.-]*)(?::([\w.-]+))?")
+_NAME = re.compile(r"hf:([\w-][\w.-]*/[\w-][\w.-]*)(?::([\w./-]+))?")
 _INCOMING = ".incoming"  # where files are until they are whole and checked, named after their checksum
 _CHUNK_BYTES = 1 << 20
 _TIMEOUT_S = 60.0
 _MAX_FAILURES = 4  # attempts one after the other that bring nothing
 _SHARD = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
+_IS_QUANTISED = re.compile(r"[-._](i?q\d|b?f16|f32|mxfp4|tq\d)")
 _QUANT = re.compile(r"[-.](I?Q\d\w*|B?F16|F32|MXFP4\w*|TQ\d\w*)$", re.IGNORECASE)
 
 
@@ -97,7 +98,9 @@ def find_cached(name: str, root: Path) -> Path | None:
     if hub_folder.is_meant([path.name for path in (root / repo).rglob("*")], quant):
         return root / repo if hub_folder.find_files(root / repo) else None
     with contextlib.suppress(DownloadError):
-        return root / repo / choose(name, _files(root / repo), quant)[0]
+        file = choose(name, _files(root / repo), quant)[0]
+        if quant is None or _is_plainly(file, quant):  # the hub may have one that fits better
+            return root / repo / file
     return None
 
 
@@ -200,8 +203,9 @@ def choose(name: str, files: list[str], quant: str | None) -> list[str]:
     files : list of str
         Paths in the repository, of any kind.
     quant : str or None
-        A quantisation, as a word of the file's name or of its folder's, in any case; more of the name around it where
-        several files have it. None takes the preferred one.
+        A quantisation, as a word of the file's name or of its folder's, in any case, or the name itself. Where several
+        files have it, the one that ends in it is meant, and not one of a kind of its own, such as UD-Q4_K_M; otherwise
+        more of the name has to be given. None takes the preferred one.
 
     Raises
     ------
@@ -209,13 +213,15 @@ def choose(name: str, files: list[str], quant: str | None) -> list[str]:
         No file or more than one is meant, or a shard is not there; the message lists the names.
     """
     has_folder = hub_folder.is_meant(files, None)
-    files = sorted(file for file in files if file.lower().endswith(".gguf") and "mmproj" not in file.lower())
+    files = sorted(file for file in files if _is_model(file))
     if not files:
         advice = "; its safetensors are fetched without a quantisation" * has_folder
         raise DownloadError(f"{name}: the repository holds no GGUF model{advice}")
     for candidate in (quant,) if quant else _PREFERENCE:
-        word = re.compile(rf"(?:^|[-._/]){re.escape(candidate)}(?=[-./])", re.IGNORECASE)
+        word = re.compile(rf"(?:^|[-._/]){re.escape(candidate)}(?=[-./]|$)", re.IGNORECASE)
         models = _models([file for file in files if word.search(file)])
+        if len(models) > 1 and len(plain := [first for first in models if _is_plainly(first, candidate)]) == 1:
+            models = {plain[0]: models[plain[0]]}
         if len(models) > 1:
             raise DownloadError(f"{name}: several files are {candidate}, give more of the name: {', '.join(models)}")
         if models:
@@ -229,6 +235,23 @@ def choose(name: str, files: list[str], quant: str | None) -> list[str]:
         if shard not in files:
             raise DownloadError(f"{name}: {shard} is missing")
     return shards
+
+
+def _is_model(file: str) -> bool:
+    """Whether a repository's file is a model in GGUF, and none of what goes with one, and lies below its folder."""
+    *folders, name = file.lower().split("/")
+    is_below = not {"", ".", ".."} & {*folders, name} and (*folders, name)[0] != _INCOMING and "\\" not in file
+    goes_with_one = "mmproj" in file.lower() or ("imatrix" in name and not _IS_QUANTISED.search(name))
+    return is_below and name.endswith(".gguf") and not goes_with_one
+
+
+def _is_plainly(file: str, quant: str) -> bool:
+    """Whether a quantisation is all that a file's name says of its kind, or is its name, with or without folders."""
+    stem = _SHARD.sub("", file).removesuffix(".gguf").lower()
+    wanted = quant.lower().removesuffix(".gguf")
+    if wanted in (stem, stem.rpartition("/")[2], file.lower().removesuffix(".gguf")):
+        return True
+    return re.search(rf"(?<!\bud)[-._/]{re.escape(wanted)}$", stem) is not None or wanted in stem.split("/")[:-1]
 
 
 def _models(files: list[str]) -> dict[str, list[str]]:
@@ -263,6 +286,6 @@ def _files(folder: Path) -> list[str]:
 
 def _shards(file: str) -> list[str]:
     shard = _SHARD.search(file)
-    if shard is None:
+    if shard is None or not 1 <= int(shard[1]) <= int(shard[2]):
         return [file]
     return [f"{file[: shard.start()]}-{i:05d}-of-{shard[2]}.gguf" for i in range(1, int(shard[2]) + 1)]

@@ -200,7 +200,8 @@ class Metadata(Mapping[str, Any]):
 
     def error(self, key: str, problem: str) -> GGUFError:
         """Return what to raise for a key whose value has the right type, but cannot be."""
-        return GGUFError(f"{key}: {problem}{self.at(key)}")
+        place = self.at(key)
+        return GGUFError(f"{key}: {problem}{place}" if place else f"{self._path}: {key}: {problem}")
 
     def at(self, key: str) -> str:
         """Return where a key is, to end a message with; empty where it is in no GGUF file."""

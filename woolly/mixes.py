@@ -72,7 +72,8 @@ MIXES = {
 }
 ALIASES = {"q3_k": "q3_k_m", "q4_k": "q4_k_m", "q5_k": "q5_k_m"}
 
-# What a row takes that is no whole number of its format's blocks; where this does not fit either, f16.
+# What a row takes that is no whole number of its format's blocks; where this does not fit either, f16. For Q2_K and
+# Q3_K llama.cpp has had Q4_0 since 2026, which takes as many bits as IQ4_NL and loses more.
 FALLBACKS = {"q2_k": "iq4_nl", "q3_k": "iq4_nl", "iq4_xs": "iq4_nl", "q4_k": "q5_0", "q5_k": "q5_1", "q6_k": "q8_0"}
 
 # Matrices that stay as they are: small, or of a kind that loses too much.
@@ -97,6 +98,8 @@ def resolve_mix(name: str) -> Mix:
     WoollyError
         There is none of this name.
     """
+    if not isinstance(name, str):
+        raise WoollyError(f"expected the name of a type, such as 'q4_k_m', got {name!r}")
     lower = name.lower()
     try:
         return MIXES[ALIASES.get(lower, lower)]

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from woolly.errors import WoollyError
 
 _T = TypeVar("_T", bound="Closing")
+_LFS = b"version https://git-lfs"
 
 
 def aligned(offset: int, alignment: int) -> int:
@@ -139,6 +140,8 @@ class StoredFile(Closing):
         if status.st_size == 0:
             raise error(f"{path!r}: {first_field}: the file is empty")
         self.n_bytes = status.st_size
+        if self.n_bytes < 1024 and self.read(0, min(self.n_bytes, len(_LFS))).tobytes() == _LFS:
+            raise error(f"{path!r}: a pointer of Git LFS, not the {format} file that it stands for: see git lfs pull")
 
     def read(self, offset: int, n_bytes: int) -> NDArray[np.uint8]:
         """Bytes of the file, read now: uint8, (n_bytes,).

@@ -34,8 +34,10 @@ MAX_FILES = 4096
 INDEX = "model.safetensors.index.json"
 _PREFIXES = ("model.language_model.", "language_model.model.", "language_model.", "model.")
 _OF_IMAGES = ("vision_tower.", "multi_modal_projector.", "model.vision_tower.", "model.multi_modal_projector.")
-_LAYER = re.compile(r"layers\.(\d{1,4})\.(.+)")
-_EXPERT = re.compile(r"(?<=\.experts\.)(\d{1,5})(?=\.)")
+_LAYER = re.compile(r"layers\.(0|[1-9][0-9]{0,3})\.(.+)")
+_EXPERT = re.compile(r"(?<=\.experts\.)(0|[1-9][0-9]{0,4})(?=\.)")
+_BIASES = {"attention_bias": "self_attn.q_proj.bias", "mlp_bias": "mlp.up_proj.bias"}  # that settings promise
+_STEP_BYTES = 1 << 24
 
 
 class ModelFolder(Closing):
@@ -85,11 +87,13 @@ class ModelFolder(Closing):
         text_config = _text_config(config, recipe)
         files = [SafetensorsFile.open(file) for file in weight_files(folder)]
         _check_quantization(config, recipe)
+        _check_index(folder, files)
         parts = _collect(files, skips_images="vision_config" in config)
-        if _is_tied(config, text_config, recipe):
-            parts.pop("lm_head.weight", None)
-        elif "lm_head.weight" not in parts and "tie_word_embeddings" in {**text_config.fields, **config.fields}:
-            raise CheckpointError(f"{folder}: no file has lm_head.weight, and tie_word_embeddings is false")
+        _check_promises(config, text_config, recipe, parts)
+        if "lm_head.weight" in parts and _is_tied(config, text_config, recipe):
+            head, embedding = parts["lm_head.weight"], parts.get("embed_tokens.weight")
+            if embedding is None or _is_same(head, embedding):
+                del parts["lm_head.weight"]  # otherwise it is a head of its own, whatever the settings say
         keys, added = common_keys(text_config, recipe)
         makers = arrange(recipe, text_config, parts)
         vocab_size = makers["token_embd.weight"].shape[0]
@@ -141,6 +145,40 @@ def weight_files(folder: Path) -> list[Path]:
         others = "" if found else "; weights in pytorch_model.bin are not read" * any(folder.glob("*.bin"))
         raise CheckpointError(f"{folder}: expected model.safetensors or {INDEX}, found {len(found)} files{others}")
     return whole
+
+
+def _check_index(folder: Path, files: list[SafetensorsFile]) -> None:
+    """Refuse an index that has tensors which no file has."""
+    if (folder / INDEX).is_file():
+        there = {name for file in files for name in file.tensors}
+        if missing := [name for name in read_json(folder / INDEX).get_object("weight_map").fields if name not in there]:
+            raise CheckpointError(f"{folder / INDEX}: no file has the tensor {show(missing[0])}")
+
+
+def _check_promises(config: JsonObject, text_config: JsonObject, recipe: Recipe, parts: dict[str, Part]) -> None:
+    """Refuse weights without what the settings say that they have."""
+    missing = [
+        (name, f"{key} is true")
+        for key, tensor in _BIASES.items()
+        if text_config.get_bool(key, False) and (name := f"layers.0.{tensor}") not in parts
+    ]
+    is_said = "tie_word_embeddings" in text_config or "tie_word_embeddings" in config
+    if is_said and not _is_tied(config, text_config, recipe) and "lm_head.weight" not in parts:
+        missing.append(("lm_head.weight", "tie_word_embeddings is false"))
+    for name, promise in missing:
+        raise CheckpointError(f"{config.path}: {promise}, but no file has {name}")
+
+
+def _is_same(a: Part, b: Part) -> bool:
+    """Whether two tensors are the same, byte for byte."""
+    if (a.tensor.dtype, a.shape) != (b.tensor.dtype, b.shape):
+        return False
+    sources, n_bytes = (a.bytes, b.bytes), a.tensor.n_bytes
+    for begin in range(0, n_bytes, _STEP_BYTES):
+        first, second = (source.read(begin, min(begin + _STEP_BYTES, n_bytes)) for source in sources)
+        if not np.array_equal(first, second):
+            return False
+    return True
 
 
 def arrange(recipe: Recipe, config: JsonObject, parts: dict[str, Part]) -> dict[str, Made]:
@@ -197,7 +235,10 @@ def _make(table: dict[str, str], prefix: str, parts: dict[str, Part], transforms
         stem = _EXPERT.sub(EXPERT, stem)
         if stem not in table:
             raise part.fail("it has no place in this architecture")
-        groups.setdefault((stem, suffix), {})[int(expert[1]) if expert else 0] = part
+        group, number = groups.setdefault((stem, suffix), {}), int(expert[1]) if expert else 0
+        if number in group:
+            raise part.fail(f"it is what {show(group[number].tensor.name)} is, too")
+        group[number] = part
     for stem, target in table.items():
         for suffix in ("weight", "bias"):
             group = groups.get((stem, suffix))

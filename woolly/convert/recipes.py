@@ -46,6 +46,8 @@ class Recipe:
         The activation functions that the architecture's GGUF files imply.
     is_tied : bool
         Whether the head is the embedding where config.json is silent.
+    rotates_part : bool
+        Whether RoPE may rotate less than whole heads: elsewhere transformers does not heed partial_rotary_factor.
     make_more : callable, optional
         Makes tensors that are no one-to-one matter, and takes what it used out of the layer's tensors.
     """
@@ -58,6 +60,7 @@ class Recipe:
     defaults: Mapping[str, Any] = field(default_factory=dict)
     activations: tuple[str, ...] = ("silu",)
     is_tied: bool = False
+    rotates_part: bool = False
     make_more: Callable[[str, dict[str, Part]], Iterable[Made]] | None = None
 
 
@@ -125,7 +128,10 @@ def common_keys(config: JsonObject, recipe: Recipe) -> tuple[Keys, dict[str, Any
     for key, most in _LIMITS.items():
         if key in config and not 1 <= config.get_int(key) <= most:
             config.refuse(key, f"expected 1 to {most}")
-    n_rot = int(head_dim(config) * rope_parameters(config).get_float("partial_rotary_factor", _partial(config)))
+    share = rope_parameters(config).get_float("partial_rotary_factor", _partial(config))
+    if share != 1 and not recipe.rotates_part:
+        refuse(config, "partial_rotary_factor", "1, as other values are not heeded for this architecture")
+    n_rot = int(head_dim(config) * share)
     if not 2 <= n_rot <= min(head_dim(config), _LIMITS["head_dim"]):
         config.refuse(
             "partial_rotary_factor", f"expected 2 to {head_dim(config)} dimensions to rotate, these are {n_rot}"
@@ -276,8 +282,10 @@ def _expert_keys(config: JsonObject) -> Keys:
 def _qwen3moe_keys(config: JsonObject) -> Keys:
     if not config.get_bool("norm_topk_prob", False):
         refuse(config, "norm_topk_prob", "true")
-    if config.get_int("decoder_sparse_step", 1) != 1 or config.get_list("mlp_only_layers", []):
-        refuse(config, "mlp_only_layers", "experts in every layer")
+    if config.get_int("decoder_sparse_step", 1) != 1:
+        refuse(config, "decoder_sparse_step", "1, experts in every layer")
+    if config.get_list("mlp_only_layers", []):
+        refuse(config, "mlp_only_layers", "none, experts in every layer")
     expert_size = config.get_int("moe_intermediate_size")
     return _no_window(config) | _expert_keys(config) | {"expert_feed_forward_length": expert_size}
 
@@ -365,7 +373,7 @@ RECIPES: dict[str, Recipe] = {
     "Gemma3ForCausalLM": replace(
         _GEMMA, arch="gemma3", layer=_GEMMA2 | _QK_NORM, keys=_gemma3_keys, defaults=_GEMMA3_DEFAULTS
     ),
-    "Phi3ForCausalLM": Recipe("phi3", _PHI3, keys=_phi3_keys),
+    "Phi3ForCausalLM": Recipe("phi3", _PHI3, keys=_phi3_keys, rotates_part=True),
     "Olmo2ForCausalLM": Recipe("olmo2", _OLMO2),
     "Olmo3ForCausalLM": Recipe("olmo2", _OLMO2, keys=_olmo3_keys),
     "GraniteForCausalLM": Recipe("granite", _LLAMA, keys=_granite_keys, transforms=_paired_heads),
@@ -378,7 +386,7 @@ RECIPES: dict[str, Recipe] = {
         is_tied=True,
     ),
     "SeedOssForCausalLM": Recipe("seed_oss", _ATTENTION | {"post_attention_layernorm": "post_attention_norm"} | _MLP),
-    "Glm4ForCausalLM": Recipe("glm4", _GLM4, defaults={"partial_rotary_factor": 0.5}),
+    "Glm4ForCausalLM": Recipe("glm4", _GLM4, defaults={"partial_rotary_factor": 0.5}, rotates_part=True),
     "Ernie4_5ForCausalLM": Recipe("ernie4_5", _LLAMA, is_tied=True),
     "GptOssForCausalLM": Recipe("gpt-oss", _GPT_OSS, keys=_gpt_oss_keys, make_more=mxfp4.make_experts),
 }

@@ -50,7 +50,7 @@ def rope_keys(
     if kind in ("default", "dynamic"):  # which is the same within the positions of the training
         return keys, {}
     if kind == "linear":
-        return keys | {"rope.scaling.type": "linear", "rope.scaling.factor": parameters.get_float("factor")}, {}
+        return keys | {"rope.scaling.type": "linear", "rope.scaling.factor": _factor(parameters)}, {}
     if kind == "llama3":
         return keys, {"rope_freqs.weight": llama3_factors(parameters, theta, n_rot)}
     if kind == "yarn":
@@ -78,8 +78,15 @@ def llama3_factors(parameters: JsonObject, theta: float, n_rot: int) -> NDArray[
     return (1 / ((1 - share) / factor + share)).astype(np.float32)
 
 
-def _yarn_keys(config: JsonObject, parameters: JsonObject, *, truncates: bool) -> dict[str, Any]:
+def _factor(parameters: JsonObject) -> float:
     factor = parameters.get_float("factor")
+    if factor <= 0:
+        parameters.refuse("factor", "expected a number above 0")
+    return factor
+
+
+def _yarn_keys(config: JsonObject, parameters: JsonObject, *, truncates: bool) -> dict[str, Any]:
+    factor = _factor(parameters)
     if parameters.get_bool("truncate", True) != truncates:
         raise UnsupportedModelError(f"{parameters.path}: {parameters.prefix}truncate is not {truncates} for this model")
     n_ctx = parameters.get_int("original_max_position_embeddings", None) or config.get_int("max_position_embeddings")

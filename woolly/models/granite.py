@@ -1,4 +1,6 @@
-"""Granite 3, and the dense models of Granite 4: Llama's block with multipliers of the embeddings, attention scores, residual branches and logits.
+"""Granite 3 and the dense models of Granite 4: Llama's block with multipliers.
+
+They are of the embeddings, attention scores, residual branches and logits:
 
     x = embedding_scale embed(tokens)
     x += residual_scale Wo attention(rmsnorm(x)),  scores are attention_scale (q . k)
