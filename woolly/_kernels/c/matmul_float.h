@@ -15,7 +15,6 @@
 #define FLOAT_COL_BLOCK 264 /* columns and rows whose sums are carried from block to block: 132 KB */
 #define FLOAT_ROW_BLOCK 128
 #define FLOAT_DIRECT 4      /* up to as many columns, widening while reading is cheaper than a tile */
-#define FLOAT_AHEAD 8192    /* bytes of a group that are asked for in advance then, where weights stream by */
 
 /* acc[c * acc_cols + rv * acc_rv + lane] += sum over k of w[k * w_k + rv * w_rv + lane] x[c * x_cols + k];
  * distances in elements. For an odd last group w_rv = acc_rv = 0: the same rows twice. float_stream_* are the same for up
@@ -124,11 +123,11 @@ static INLINE void store_rows(const woolly_matmul_args *a, int64_t col, int64_t 
             float_cols_##NAME(a->n_cols, w, 16, w_rv, a->x, a->x_stride, a->n_k, acc, FLOAT_ROWS, acc_rv);             \
             return;                                                                                                    \
         }                                                                                                              \
-        int64_t end_k = FLOAT_AHEAD / 16 / (int64_t)sizeof(T), cut = a->n_k > end_k ? a->n_k - end_k : 0;              \
+        int64_t end_k = STREAM_AHEAD / 16 / (int64_t)sizeof(T), cut = a->n_k > end_k ? a->n_k - end_k : 0;             \
         int64_t skip = (FLOAT_RV - 1) * size * (int64_t)sizeof(T); /* what follows a group's end is the next but RV - 1 */ \
-        float_stream_##NAME(a->n_cols, w, 16, w_rv, a->x, a->x_stride, cut, acc, FLOAT_ROWS, acc_rv, FLOAT_AHEAD);     \
+        float_stream_##NAME(a->n_cols, w, 16, w_rv, a->x, a->x_stride, cut, acc, FLOAT_ROWS, acc_rv, STREAM_AHEAD);    \
         float_stream_##NAME(a->n_cols, w + cut * 16, 16, w_rv, a->x + cut, a->x_stride, a->n_k - cut, acc, FLOAT_ROWS, \
-                            acc_rv, FLOAT_AHEAD + skip);                                                               \
+                            acc_rv, STREAM_AHEAD + skip);                                                              \
     }                                                                                                                  \
     static void NAME##_tiled(const woolly_matmul_args *a, int64_t group, int64_t n_groups, int64_t col, int64_t n_cols, \
                              float *acc) {                                                                             \

@@ -30,9 +30,6 @@
 #define INT_DIRECT_RARE INT_DIRECT /* and of the rarer formats: fewer where the compiler takes long over them */
 #endif
 
-/* Bytes: weights of each row group that stream by are asked for so long before they are used */
-#define INT_AHEAD 3072
-
 typedef struct {
     ALIGNED uint8_t q[INT_TILE * 8][INT_RV][64]; /* of a block, 8 groups of 4 bytes, or 16 of 2 words */
     ALIGNED float d[INT_TILE][INT_RV][2][16];
@@ -223,7 +220,7 @@ static INLINE vb rebias(vb q, int bias, int tile_bias) {
                                      int64_t n_rv) {                                                                   \
         const NAME##_group *w[INT_RV];                                                                                 \
         const int64_t n_blocks = a->n_k / NAME##_BLOCK;                                                                \
-        const int64_t size = n_blocks * (int64_t)sizeof(NAME##_group), near = size < INT_AHEAD ? size : INT_AHEAD;     \
+        const int64_t size = n_blocks * (int64_t)sizeof(NAME##_group), near = size < STREAM_AHEAD ? size : STREAM_AHEAD; \
         /* where a row group ends, the one that takes its place in the next pair */                                    \
         const int64_t far = near + (INT_RV - 1) * size, n_near = (size - near) / (int64_t)sizeof(NAME##_group);        \
         UNROLL for (int v = 0; v < INT_RV; v++)                                                                        \

@@ -21,6 +21,10 @@ static INLINE void prefetch_part(const char *from, int n_bytes, int i, int n) {
     for (int line = n_lines * i / n; line < n_lines * (i + 1) / n; line++) PREFETCH_L2(from + 64 * line);
 }
 
+/* Bytes: weights of each row group that stream by are asked for so long before they are used. It is less than a page: the
+ * processor's own prefetching follows such requests, and not those that are pages ahead */
+#define STREAM_AHEAD 3072
+
 /* What was read before is read again after: the compiler would keep it for later in registers that are needed now */
 #define READ_AGAIN __asm__ volatile("" ::: "memory")
 /* The same for what is read by this copy of a pointer */
