@@ -11,6 +11,10 @@
 #ifndef WOOLLY_MATMUL_LEVELS_H
 #define WOOLLY_MATMUL_LEVELS_H
 
+#ifndef INT_DIRECT_LEVELS
+#define INT_DIRECT_LEVELS INT_DIRECT /* columns of such formats that are computed at once without a tile */
+#endif
+
 static INLINE vi same_words(vi pair, int half) {
     return half ? vi_merge16(vi_srl(pair, 16), pair) : vi_merge16(pair, vi_sll(pair, 16));
 }

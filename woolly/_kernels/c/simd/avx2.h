@@ -19,6 +19,7 @@ typedef vi vb;
 #define INT_NC 6
 #define INT_SUMS_STAY 0 /* 12 of 16 registers hold dot products, the sums lie in memory */
 #define INT_DIRECT_K 2
+#define INT_DIRECT_LEVELS 2
 #define INT_DIRECT_RARE 1
 #define INT_KEEPS_SCALES 0
 #define FLOAT_RV 1

@@ -18,6 +18,7 @@ typedef uint8_t vu8 __attribute__((vector_size(64)));
 #define INT_RV 1
 #define INT_NC 2
 #define INT_SUMS_STAY 1 /* in registers, from block to block */
+#define INT_DIRECT_LEVELS 1
 #define INT_DIRECT_RARE 1
 #define INT_KEEPS_SCALES 0
 #define FLOAT_RV 1
