@@ -53,6 +53,7 @@ def commands(repeat: int) -> dict[str, list[tuple[str, str]]]:
         "int8": [(f"model --compute int8 -p 256 -n 32 {often}", name) for name in (*REAL, "1b-q4_0")],
         "bf16": [(f"model --compute bf16 -p 256 -n 0 {often}", name) for name in (*REAL, "1b-q4_0", "1b-f16")],
         "loading": [("loading --repeat 5", name) for name in (*REAL, "1b-q4_0")],
+        "opening": [("loading --repeat 3", name) for name in ("1b-q4_k_m", *SYNTHETIC)],
         "compare": [("compare", name) for name in COMPARED],
     }
 
