@@ -151,9 +151,9 @@ REFUSED: dict[str, tuple[ModelParts, str]] = {
     "bos beyond the vocabulary": (integer("tokenizer.ggml.bos_token_id", 12), "bos_token_id is 12, outside the vocab"),
     "eos beyond the vocabulary": (integer("tokenizer.ggml.eos_token_id", 2**32 - 1), "eos_token_id is 4294967295, out"),
     "eot beyond the vocabulary": (integer("tokenizer.ggml.eot_token_id", 12), "eot_token_id is 12, outside the vocab"),
-    "padding beyond the vocabulary": (
-        integer("tokenizer.ggml.padding_token_id", 12),
-        "padding_token_id is 12, outside",
+    "separator beyond the vocabulary": (
+        integer("tokenizer.ggml.seperator_token_id", 12),
+        "seperator_token_id is 12, outside",
     ),
     "bos negative": (with_key("tokenizer.ggml.bos_token_id", INT32, b"\xff" * 4), "bos_token_id is -1, outside"),
     "no tokens": (with_key(TOKENS, ARRAY, strings([])), "tokens is empty"),

@@ -256,6 +256,20 @@ def test_unigram_finds_the_best_sum() -> None:
     assert tokenizer.decode(tokenizer.encode("abc ab", add_special=False)) == "abc ab"
 
 
+def test_unigram_weighs_the_unknown_by_what_text_may_become() -> None:
+    scores = {"▁": -3.0, "a": -14.0, "b": -14.0, "c": -14.0, "bc": -13.0, "abc": -1.0, "xa": -14.0}
+    types = {"<pad>": CONTROL, "</s>": CONTROL, "<unk>": UNKNOWN, **dict.fromkeys(scores, NORMAL)}
+
+    def cut(text: str, padding: float) -> list[str]:
+        values = np.array([scores.get(token, 0.0) for token in types] + [padding], np.float32)
+        keys = metadata("t5", {**types, "[PAD10]": TokenType.UNUSED}, scores=values, unknown_token_id=2)
+        return pieces(Tokenizer.from_metadata(keys), text)
+
+    for padding in (-14.0, -10000.0):
+        assert cut("xabc", padding) == ["<unk>", "abc"]
+        assert "[PAD10]" not in cut("[PAD10]", padding)
+
+
 def charsmap(entries: dict[str, str]) -> bytes:
     """A compiled table of one-byte sequences: unit 0 is the root, a node's children are at 256 + their label."""
     units = np.zeros(1024, np.uint32)
@@ -650,6 +664,50 @@ def test_malformed_metadata_is_refused(keys: dict[str, object], error: type[Exce
     with pytest.raises(error) as caught:
         Tokenizer.from_metadata(keys)
     assert message in str(caught.value)
+
+
+def test_bytes_are_found_by_their_text() -> None:
+    keys = sentencepiece({"▁": -1.0, "a": -2.0, "▁a": -1.5})
+    expected = Tokenizer.from_metadata(keys).encode("aé<0x41>", add_special=False)
+    for types in (None, np.where(keys["tokenizer.ggml.token_type"] == BYTE, NORMAL, keys["tokenizer.ggml.token_type"])):
+        tokenizer = Tokenizer.from_metadata({**keys, "tokenizer.ggml.token_type": types})
+        assert tokenizer.encode("aé<0x41>", add_special=False) == expected
+        assert tokenizer.decode(expected) == "aé<0x41>"
+    types = {"<unk>": UNKNOWN, "<bos>": CONTROL, **dict.fromkeys(["a", "▁", "b", "ab", *BYTE_TOKENS], NORMAL)}
+    tokenizer = Tokenizer.from_metadata(metadata("gpt2", types, pre="sarvam-moe", merges=["a b"], bos_token_id=1))
+    assert pieces(tokenizer, "a éb") == ["a", "▁", "<0xC3>", "<0xA9>", "b"]
+    assert tokenizer.decode(tokenizer.encode("a éb", add_special=False)) == "a éb"
+
+
+def test_arrays_and_padding_that_go_beyond_the_tokens() -> None:
+    keys = sentencepiece(SCORES)
+    longer = {
+        key: np.append(keys[key], keys[key][:2]) for key in ("tokenizer.ggml.scores", "tokenizer.ggml.token_type")
+    }
+    tokenizer = Tokenizer.from_metadata({**keys, **longer, "tokenizer.ggml.padding_token_id": -1})
+    assert tokenizer.encode("hell") == Tokenizer.from_metadata(keys).encode("hell")
+
+
+def test_whole_words_of_glm4_are_not_merged() -> None:
+    keys = byte_level("a b", {"abc": NORMAL})
+    for pre, words in {"glm4": ["abc"], "glm5": ["abc"], "chatglm-bpe": ["ab", "c"]}.items():
+        assert pieces(Tokenizer.from_metadata({**keys, "tokenizer.ggml.pre": pre}), "abc") == words
+
+
+def test_k2_horizon_has_marks_in_words() -> None:
+    def cut(pre: str) -> list[str]:
+        return [word for word, _ in PRE_TOKENIZERS[pre].compile().pre_tokenize_str("e\u0301a b\u200dc 1234")]
+
+    assert cut("k2-horizon") == ["e\u0301a", " b\u200dc", " ", "123", "4"]
+    assert cut("dbrx") == ["e", "\u0301a", " b", "\u200dc", " ", "123", "4"]
+
+
+@pytest.mark.parametrize("mark", ["<|fim_prefix|>", "<fim-suffix>", "<｜fim▁end｜>", "▁<MID>", "<|code_prefix|>"])
+@pytest.mark.parametrize("kind", [NORMAL, USER])
+def test_marks_of_a_gap_are_no_text(mark: str, kind: int) -> None:
+    tokenizer = Tokenizer.from_metadata(byte_level("", {mark: kind}))
+    assert len(tokenizer.encode(mark, add_special=False)) > 1
+    assert tokenizer.encode(mark, add_special=False, parse_special=True) == [256]
 
 
 def test_empty_tokens_are_placeholders() -> None:

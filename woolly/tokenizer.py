@@ -336,8 +336,14 @@ def _build_model(keys: Keys, vocabulary: Vocabulary) -> SentencePieceBPE | Ranke
         return SentencePieceBPE(plain_ids, scores, vocabulary.byte_ids, vocabulary.unk_id)
     if vocabulary.unk_id is None:
         raise GGUFError(f"{PREFIX}unknown_token_id is missing, which a vocabulary of kind {vocabulary.kind} needs")
-    texts = [token if token in plain_ids else "" for token in vocabulary.tokens]
-    return Unigram(zip(texts, scores, strict=True), vocabulary.unk_id)
+    # What cannot be spelt scores 10 less than the least likely text, which padding and unused tokens are not.
+    least = min((scores[i] for i in vocabulary.of_types(TokenType.NORMAL)), default=0.0)
+    unused = vocabulary.of_types(TokenType.UNUSED)
+    pieces = [
+        (token, score) if token in plain_ids and i not in unused else ("", least)
+        for i, (token, score) in enumerate(zip(vocabulary.tokens, scores, strict=True))
+    ]
+    return Unigram(pieces, vocabulary.unk_id)
 
 
 def _reads_space_prefix(keys: Keys, kind: str) -> bool:

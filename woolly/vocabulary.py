@@ -78,13 +78,19 @@ _END_OF_TURN = (
 _END_OF_GENERATION = (
     *_END_OF_TURN,
     *("<|return|>", "<|call|>", "<|flush|>", "<|calls|>", "</s>", "<|eom_id|>", "[EOS]", "<eos>", "<turn|>"),
-    *("<|tool_response>", "[e~["),
+    *("<|tool_response>", "[e~[", "<|ifm|im_end|>"),
 )
 # Marks of code completion of which the first in the vocabulary ends a generation too: padding, repository, file.
 _CODE_MARKS = (
     ("fim_pad_token_id", ("<|fim_pad|>", "<fim-pad>", "<fim_pad>", "<PAD>", "[PAD]")),
     ("fim_rep_token_id", ("<|fim_repo|>", "<|repo_name|>", "<fim-repo>", "<REPO>", "<reponame>")),
-    ("fim_sep_token_id", ("<|file_sep|>",)),
+    ("fim_sep_token_id", ("<|file_sep|>", "<|plamo:file_separator|>")),
+)
+# Marks around the gap that code completion fills: the first of each kind is no text, whatever type the file gives it.
+_GAP_MARKS = tuple(
+    tuple(mark.format(*names) for mark in ("<|fim_{0}|>", "<fim-{0}>", "<fim_{0}>", "<｜fim▁{1}｜>", "<{2}>", "▁<{2}>"))
+    + tuple(mark.format(names[0]) for mark in ("<|code_{}|>", "<|{}|>", "<|plamo:fim_{}|>"))
+    for names in (("prefix", "begin", "PRE"), ("suffix", "hole", "SUF"), ("middle", "end", "MID"))
 )
 # Marks inside a reply of gpt-oss: part of the text, whatever type the file gives them.
 _HARMONY_MARKS = ("<|channel|>", "<|message|>", "<|start|>", "<|constrain|>")
@@ -127,6 +133,8 @@ class Keys:
         value = self.get(name, int, None)
         if value is None:
             return default if default is not None and default < vocab_size else None
+        if name == "padding_token_id" and not 0 <= value < vocab_size:
+            return None  # converters wrote -1 for "none", and nothing here pads
         if not 0 <= value < vocab_size:
             raise self.error(name, f"is {value}, outside the vocabulary of {vocab_size} tokens")
         return value
@@ -147,15 +155,15 @@ class Keys:
         return list(self.metadata[PREFIX + name])
 
     def numbers(self, name: str, length: int, dtype_kinds: str) -> NDArray[Any] | None:
-        """Return an array of `length` numbers, or None if the file has none."""
+        """Return an array of `length` numbers, of which a file may have more, or None if it has none."""
         value = self.metadata.get(PREFIX + name)
         if value is None:
             return None
         numbers = np.asarray(value)
-        if numbers.dtype.kind not in dtype_kinds or numbers.shape != (length,):
+        if numbers.dtype.kind not in dtype_kinds or numbers.ndim != 1 or len(numbers) < length:
             found = f"has {numbers.size} values of type {numbers.dtype}"
             raise self.error(name, f"{found}, expected {length} numbers, one for each token")
-        return numbers
+        return numbers[:length]
 
 
 class Vocabulary:
@@ -255,6 +263,8 @@ class Vocabulary:
         ends = {self.ids[token] for token in _END_OF_GENERATION if token in self.ids}
         ends |= {keys.token_id(name, self._first(marks), n_tokens) for name, marks in _CODE_MARKS} - {None}
         self.types[list(ends)] = TokenType.CONTROL
+        gaps = [self._first(marks) for marks in _GAP_MARKS]
+        self.types[[token_id for token_id in gaps if token_id is not None]] = TokenType.CONTROL
         ends |= {self.eos_id, self.eot_id, keys.token_id("eom_token_id", None, n_tokens)} - {None}
         for mark in _HARMONY_MARKS:
             if mark in self.ids:
@@ -275,6 +285,11 @@ class Vocabulary:
 
     def _find_byte_ids(self) -> list[int]:
         found = {self.byte_value(token_id): token_id for token_id in self.of_types(TokenType.BYTE)}
+        if not found and self.kind != "bert" and not (self.pretokenizer and self.pretokenizer.byte_level):
+            # Some files say that they are text, or say nothing.
+            found = {byte: self.ids[text] for byte in range(256) if (text := f"<0x{byte:02X}>") in self.ids}
+            if len(found) == 256:
+                self.types[list(found.values())] = TokenType.BYTE
         return [found[byte] for byte in range(256)] if len(found) == 256 else []
 
 
