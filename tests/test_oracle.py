@@ -93,6 +93,7 @@ def test_transformers_says_so(tmp_path: Path, name: str) -> None:
     logging.getLogger("transformers").setLevel(logging.ERROR)
     pytest.importorskip("transformers")
     expected = oracle.transformers_logits(oracle.MODELS[name])
-    assert error(kept(expected), golden(name)) < TOLERANCE / 10
+    # Torch's own results were seen to differ by 5e-5 from one process to the next.
+    assert error(kept(expected), golden(name)) < TOLERANCE
     with load(oracle.write_gguf(oracle.MODELS[name], tmp_path / "tiny.gguf")) as model:
         assert error(logits_of(model), expected) < TOLERANCE

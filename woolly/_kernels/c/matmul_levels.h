@@ -1,7 +1,7 @@
 /* The integer matmul of formats whose halves of a block have an integer scale each.
  *
- * w = d (factor (level - LEVEL_BIAS)), less a minimum: quants are factor times level, biased by BIAS, so that a block has one dot
- * product, which is exact in int32. A format gives
+ * w = d (factor (level - LEVEL_BIAS)), less a minimum: quants are factor times level, biased by BIAS, so that a block has one
+ * dot product, which is exact in int32. A format gives
  *   NAME_levels(b, o, i, g)   four levels a row, as they lie in its block: times 2^NAME_place(i, half)
  *   NAME_factors(b, o, i)     the factors of the block's halves, as two words a row
  * of which tiles, and more than two columns, get NAME_quants. For fewer, multiplying each level by its factor takes longer than
@@ -24,7 +24,7 @@ static INLINE vi words_of_sums(const vi *sums, int place0, int place1) {
     return vi_merge16(place0 ? vi_srl(sums[0], place0) : sums[0], vi_sll(sums[1], 16 - place1));
 }
 
-/* -bias times the sum of each half's activations, as words: of two digits, what goes with the high ones or with the low ones */
+/* -bias times the sum of each half's activations, as words: of two digits, what goes with the high ones, or the low ones */
 static INLINE vi words_of_bias(int bias, const int32_t *corr16, int digits, int digit) {
     int32_t half[2];
     UNROLL for (int h = 0; h < 2; h++) {

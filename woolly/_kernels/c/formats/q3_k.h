@@ -1,7 +1,7 @@
 /* Q3_K: 256 weights as 16 sub-blocks of 16, w = (d (sc - 32)) (q - 4), q in 0 .. 7, sc 6 bits.
  *
- * (sc - 32) (q - 4) is -124 .. 128, so the scales of the two halves of a block of 32 go into the quants, which are (32 - sc) (q - 4)
- * biased by 128: one exact dot product, times -d.
+ * (sc - 32) (q - 4) is -124 .. 128, so the scales of the two halves of a block of 32 go into the quants, which are
+ * (32 - sc) (q - 4) biased by 128: one exact dot product, times -d.
  */
 typedef struct {
     uint8_t hmask[32];  /* bit s of byte l: the upper bit of weight l of sub-block pair s */
@@ -11,9 +11,9 @@ typedef struct {
 } __attribute__((packed)) q3_k_block;
 _Static_assert(sizeof(q3_k_block) == 110, "Q3_K");
 
-/* Levels q, byte by byte, of the 8 halves of each 4 blocks of 32: half k has bits 0 to 2 of levels[k] for k of 0 .. 2, half 3 + k
- * bits 3 to 5; the upper two bits of half 6 + k are bits 6 and 7 of levels[k] for k of 0 and 1, its lowest is bit 7 - k of
- * levels[2] */
+/* Levels q, byte by byte, of the 8 halves of each 4 blocks of 32: for k of 0 .. 2, half k has bits 0 to 2 of levels[k] and
+ * half 3 + k bits 3 to 5; for k of 0 and 1, half 6 + k has bits 6 and 7 of levels[k] as its upper bits, and bit 7 - k of
+ * levels[2] as its lowest */
 typedef struct {
     uint32_t levels[2][3][4][16];
     uint32_t scales[3][16]; /* with bytes 1 and 2 exchanged: the scales of a block's halves lie in two words */
@@ -60,12 +60,13 @@ static void q3_k_from_levels(uint8_t *words, int n_words) {
     for (int e = 0; e < 24; e++) memcpy(words + 4 * e * n, to[e], 4 * (size_t)n);
 }
 
-static const woolly_field q3_k_fields[] = {
-    {0, 96, 4, q3_k_to_levels, q3_k_from_levels}, {96, 12, 4, exchange_middle_bytes, exchange_middle_bytes}, {108, 2, 2, NULL, NULL}};
+static const woolly_field q3_k_fields[] = {{0, 96, 4, q3_k_to_levels, q3_k_from_levels},
+                                           {96, 12, 4, exchange_middle_bytes, exchange_middle_bytes},
+                                           {108, 2, 2, NULL, NULL}};
 enum { q3_k_BLOCK = 256, q3_k_OUTER = 2, q3_k_INNER = 4, q3_k_BIAS = 128, q3_k_HALVES = 0, q3_k_MIN = 0 };
 enum { q3_k_LEVEL_BIAS = 4 };
 
-enum { q3_k_DOWN = 7 << 5 > DOT_LOW_MOST }; /* levels of the last two halves are brought down by a bit where they would be too large */
+enum { q3_k_DOWN = 7 << 5 > DOT_LOW_MOST }; /* levels of the last two halves come down by a bit where they are too large */
 
 static INLINE int q3_k_place(int i, int half) {
     const int h = 2 * i + half;
@@ -78,7 +79,8 @@ static INLINE vb q3_k_levels(const q3_k_group *b, int o, int i, int g) {
     if (h < 6) return vi_and(vi_load(levels[h % 3][g % 4]), vi_set1(h < 3 ? 0x07070707 : 0x38383838));
     vi upper = vi_load(levels[h - 6][g % 4]), lowest = vi_srl(vi_load(levels[2][g % 4]), 8 - h + q3_k_DOWN);
     if (q3_k_DOWN) upper = vi_srl(upper, 1);
-    return vi_or(vi_and(upper, vi_set1((int32_t)(0xc0c0c0c0u >> q3_k_DOWN))), vi_and(lowest, vi_set1(0x20202020 >> q3_k_DOWN)));
+    upper = vi_and(upper, vi_set1((int32_t)(0xc0c0c0c0u >> q3_k_DOWN)));
+    return vi_or(upper, vi_and(lowest, vi_set1(0x20202020 >> q3_k_DOWN)));
 }
 
 /* 32 - sc of both halves */
