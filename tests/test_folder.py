@@ -237,6 +237,12 @@ def test_what_gguf_cannot_express_is_refused(name: str, changes: dict[str, Any],
         RECIPES[name].keys(JsonObject("config.json", fields))
 
 
+def test_a_period_of_no_layers_is_refused() -> None:
+    fields = {"num_hidden_layers": 2, "sliding_window": 8, "sliding_window_pattern": 0}
+    with pytest.raises(CheckpointError, match="sliding_window_pattern: expected at least 1, got 0"):
+        RECIPES["Gemma3ForCausalLM"].keys(JsonObject("config.json", fields))
+
+
 def test_tensors_without_a_place_are_refused(llama: tuple[Path, Path]) -> None:
     _, folder = llama
     rewrite(folder, lambda name: name, {"model.layers.0.self_attn.rotary_emb.inv_freq": np.zeros(4)})

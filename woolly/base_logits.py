@@ -163,8 +163,8 @@ def check_fits(path: Path, base: BaseLogits, windows: NDArray[np.int32], n_vocab
         raise WoollyError(
             f"{path}: of windows of {base.windows.shape[1]} tokens, expected {windows.shape[1]}: choose with --ctx"
         )
-    n = len(base.windows)
-    if n < len(windows) and (base.windows == windows[:n]).all():
-        raise WoollyError(f"{path}: of {n} windows, the text has {len(windows)}: choose with --chunks {n}")
-    if n < len(windows) or not (base.windows[: len(windows)] == windows).all():
+    n = min(len(base.windows), len(windows))
+    if (base.windows[:n] != windows[:n]).any():
         raise WoollyError(f"{path}: of another text: its tokens are not those that are measured")
+    if n < len(windows):
+        raise WoollyError(f"{path}: of {n} windows, the text has {len(windows)}: choose with --chunks {n}")

@@ -100,7 +100,7 @@ class ModelConfig:
     sliding_window : int
         Keys that a token sees on layers that slide; 0 where none does.
     global_every : int
-        Every so many layers one does not slide, where the architecture does not say which; 0 where it does.
+        Every so many layers one does not slide; 0 where the architecture has no such period.
     rope_theta_local : float or None
         The base on layers that slide, where it differs.
     experts : ExpertConfig or None

@@ -32,8 +32,9 @@ _CHUNK_BYTES = 1 << 20
 _TIMEOUT_S = 60.0
 _MAX_FAILURES = 4  # attempts one after the other that bring nothing
 _SHARD = re.compile(r"-(\d{5})-of-(\d{5})\.gguf$")
-_IS_QUANTISED = re.compile(r"[-._](i?q\d|b?f16|f32|mxfp4|tq\d)")
-_QUANT = re.compile(r"[-.](I?Q\d\w*|B?F16|F32|MXFP4\w*|TQ\d\w*)$", re.IGNORECASE)
+_KINDS = r"(I?Q\d\w*|B?F16|F32|MXFP4\w*|TQ\d\w*)"
+_QUANT = re.compile(rf"[-.]{_KINDS}$", re.IGNORECASE)
+_IS_QUANTISED = re.compile(rf"[-._]{_KINDS}", re.IGNORECASE)
 
 
 def pull(name: str, root: Path, *, progress: bool, force: bool) -> Path:

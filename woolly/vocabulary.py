@@ -128,16 +128,19 @@ class Keys:
         place = self.metadata.at(PREFIX + name) if isinstance(self.metadata, Metadata) else ""
         return GGUFError(f"{PREFIX}{name} {problem}{place}")
 
-    def token_id(self, name: str, default: int | None, vocab_size: int) -> int | None:
-        """Return a token id; one that the file names must be in the vocabulary, a default that is not becomes None."""
+    def token_id(self, name: str, default: int | None, vocab_size: int, *, is_used: bool = True) -> int | None:
+        """Return a token id; one that the file names must be in the vocabulary, a default that is not becomes None.
+
+        is_used : one that nothing here uses becomes None, too: converters wrote -1 for "none".
+        """
         value = self.get(name, int, None)
         if value is None:
             return default if default is not None and default < vocab_size else None
-        if name == "padding_token_id" and not 0 <= value < vocab_size:
-            return None  # converters wrote -1 for "none", and nothing here pads
-        if not 0 <= value < vocab_size:
+        if 0 <= value < vocab_size:
+            return value
+        if is_used:
             raise self.error(name, f"is {value}, outside the vocabulary of {vocab_size} tokens")
-        return value
+        return None
 
     def n_strings(self, name: str) -> int:
         """Return the length of an array of strings, which must be there; makes none of them."""
@@ -238,7 +241,7 @@ class Vocabulary:
         # The key's first spelling was wrong, and is what most files have.
         separator = keys.token_id("separator_token_id", kind.sep_id, n_tokens)
         self.sep_id = keys.token_id("seperator_token_id", separator, n_tokens)
-        self.pad_id = keys.token_id("padding_token_id", kind.pad_id, n_tokens)
+        self.pad_id = keys.token_id("padding_token_id", kind.pad_id, n_tokens, is_used=False)
         self.eot_id = keys.token_id("eot_token_id", self._first(_END_OF_TURN), n_tokens)
 
     def _read_additions(self, keys: Keys, kind: Kind) -> None:

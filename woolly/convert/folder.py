@@ -85,9 +85,11 @@ class ModelFolder(Closing):
         config = read_json(folder / "config.json")
         recipe = find_recipe(config)
         text_config = _text_config(config, recipe)
-        files = [SafetensorsFile.open(file) for file in weight_files(folder)]
+        index = _read_index(folder)
+        files = [SafetensorsFile.open(file) for file in _weight_files(folder, index)]
         _check_quantization(config, recipe)
-        _check_index(folder, files)
+        if index is not None:
+            _check_index(index, files)
         parts = _collect(files, skips_images="vision_config" in config)
         _check_promises(config, text_config, recipe, parts)
         if "lm_head.weight" in parts and _is_tied(config, text_config, recipe):
@@ -122,7 +124,12 @@ class ModelFolder(Closing):
         return f"<ModelFolder {self.path!r}: {len(self.metadata)} keys, {len(self.tensors)} tensors>"
 
 
-def weight_files(folder: Path) -> list[Path]:
+def _read_index(folder: Path) -> JsonObject | None:
+    """Which file each tensor is in, where the folder says so."""
+    return read_json(folder / INDEX).get_object("weight_map") if (folder / INDEX).is_file() else None
+
+
+def _weight_files(folder: Path, index: JsonObject | None) -> list[Path]:
     """The safetensors files of a folder: those that the index names, else model.safetensors, else the only one.
 
     Raises
@@ -130,9 +137,8 @@ def weight_files(folder: Path) -> list[Path]:
     CheckpointError
         There are none, several without an index, or the index is malformed.
     """
-    if (folder / INDEX).is_file():
-        weight_map = read_json(folder / INDEX).get_object("weight_map")
-        names = {weight_map.get_str(tensor) for tensor in weight_map.fields}
+    if index is not None:
+        names = {index.get_str(tensor) for tensor in index.fields}
         for name in names:
             if name != os.path.basename(name) or not name.endswith(".safetensors"):
                 raise CheckpointError(f"{folder / INDEX}: expected names of safetensors files, found {show(name)}")
@@ -147,26 +153,22 @@ def weight_files(folder: Path) -> list[Path]:
     return whole
 
 
-def _check_index(folder: Path, files: list[SafetensorsFile]) -> None:
+def _check_index(index: JsonObject, files: list[SafetensorsFile]) -> None:
     """Refuse an index that has tensors which no file has."""
-    if (folder / INDEX).is_file():
-        there = {name for file in files for name in file.tensors}
-        if missing := [name for name in read_json(folder / INDEX).get_object("weight_map").fields if name not in there]:
-            raise CheckpointError(f"{folder / INDEX}: no file has the tensor {show(missing[0])}")
+    there = {name for file in files for name in file.tensors}
+    for name in index.fields:
+        if name not in there:
+            raise CheckpointError(f"{index.path}: no file has the tensor {show(name)}")
 
 
 def _check_promises(config: JsonObject, text_config: JsonObject, recipe: Recipe, parts: dict[str, Part]) -> None:
     """Refuse weights without what the settings say that they have."""
-    missing = [
-        (name, f"{key} is true")
-        for key, tensor in _BIASES.items()
-        if text_config.get_bool(key, False) and (name := f"layers.0.{tensor}") not in parts
-    ]
+    for key, tensor in _BIASES.items():
+        if text_config.get_bool(key, False) and f"layers.0.{tensor}" not in parts:
+            raise CheckpointError(f"{config.path}: {key} is true, but no file has layers.0.{tensor}")
     is_said = "tie_word_embeddings" in text_config or "tie_word_embeddings" in config
     if is_said and not _is_tied(config, text_config, recipe) and "lm_head.weight" not in parts:
-        missing.append(("lm_head.weight", "tie_word_embeddings is false"))
-    for name, promise in missing:
-        raise CheckpointError(f"{config.path}: {promise}, but no file has {name}")
+        raise CheckpointError(f"{config.path}: tie_word_embeddings is false, but no file has lm_head.weight")
 
 
 def _is_same(a: Part, b: Part) -> bool:

@@ -211,6 +211,8 @@ def _gemma2_keys(config: JsonObject) -> Keys:
 
 def _gemma3_keys(config: JsonObject) -> Keys:
     every = config.get_int("sliding_window_pattern", 6)
+    if every == 0:
+        config.refuse("sliding_window_pattern", "expected at least 1")
     _check_layer_types(config, lambda i: i % every == every - 1)
     _check_attention_scale(config, layers_of_27b=62)
     if "attn_logit_softcapping" in config:

@@ -22,13 +22,12 @@ typedef struct {
 
 /* hmask and qs of n_words / 24 rows <-> their levels */
 static void q3_k_to_levels(uint8_t *words, int n_words) {
-    enum { MOST = 16 };
     const int n = n_words / 24;
-    uint32_t from[24][MOST] = {{0}}, to[24][MOST];
+    uint32_t from[24][WOOLLY_GROUP] = {{0}}, to[24][WOOLLY_GROUP];
     for (int e = 0; e < 24; e++) memcpy(from[e], words + 4 * e * n, 4 * (size_t)n);
     for (int o = 0; o < 2; o++)
         for (int c = 0; c < 4; c++)
-            for (int r = 0; r < MOST; r++) {
+            for (int r = 0; r < WOOLLY_GROUP; r++) {
                 uint32_t half[8];
                 UNROLL for (int h = 0; h < 8; h++) {
                     uint32_t low = from[8 + 8 * o + 4 * (h % 2) + c][r] >> 2 * (h / 2) & 0x03030303;
@@ -41,13 +40,12 @@ static void q3_k_to_levels(uint8_t *words, int n_words) {
     for (int e = 0; e < 24; e++) memcpy(words + 4 * e * n, to[e], 4 * (size_t)n);
 }
 static void q3_k_from_levels(uint8_t *words, int n_words) {
-    enum { MOST = 16 };
     const int n = n_words / 24;
-    uint32_t from[24][MOST] = {{0}}, to[24][MOST] = {{0}};
+    uint32_t from[24][WOOLLY_GROUP] = {{0}}, to[24][WOOLLY_GROUP] = {{0}};
     for (int e = 0; e < 24; e++) memcpy(from[e], words + 4 * e * n, 4 * (size_t)n);
     for (int o = 0; o < 2; o++)
         for (int c = 0; c < 4; c++)
-            for (int r = 0; r < MOST; r++) {
+            for (int r = 0; r < WOOLLY_GROUP; r++) {
                 uint32_t t0 = from[12 * o + c][r], t1 = from[12 * o + 4 + c][r], t2 = from[12 * o + 8 + c][r];
                 uint32_t seven = 0x07070707, two = 0x06060606, one = 0x01010101;
                 uint32_t half[8] = {t0 & seven, t1 & seven, t2 & seven, t0 >> 3 & seven, t1 >> 3 & seven, t2 >> 3 & seven,
